@@ -1,0 +1,53 @@
+"""Progress: a bar in a terminal, a line an epoch everywhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import RichProgressBar
+from rich.console import Console
+
+
+class ProgressBar(RichProgressBar):
+    """Rich's progress bar with the phase, the last exit's accuracy and the adaptive one.
+
+    Where the output is not a terminal, such as a log file, it prints one line an epoch instead.
+
+    Args:
+        options: of Lightning's RichProgressBar.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.console = Console()
+        self.phase = ""
+        if not self.console.is_terminal:
+            self.disable()
+
+    def begin_phase(self, phase: str, first_step: int = 0) -> None:
+        """Names the phase that the next epochs belong to."""
+        self.phase = phase
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"{self.phase} {super()._get_train_description(current_epoch)}"
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """The logged metrics marked for the bar, without Lightning's version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.console.is_terminal:
+            return
+        shown = {**self.get_metrics(trainer, pl_module), **_loss(trainer)}
+        values = "  ".join(f"{name} {float(value):.4g}" for name, value in sorted(shown.items()))
+        # one print, so that lines of parallel jobs do not mix
+        print(f"{self.phase} {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)
+
+
+def _loss(trainer: pl.Trainer) -> dict[str, Any]:
+    loss = trainer.callback_metrics.get("train/loss")
+    return {} if loss is None else {"train/loss": loss}

@@ -1,0 +1,66 @@
+"""What each block and each exit of a network with early exits costs, per image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from costs.counting import Convention, count
+from networks.chain import Chain
+from networks.exits import EarlyExitNetwork
+
+
+@dataclass(frozen=True)
+class NetworkCosts:
+    """Static costs per image in one convention.
+
+    Attributes:
+        convention: ``macs`` or ``ptflops``.
+        stem: up to tap 0.
+        blocks: of each block.
+        heads: of each exit's own classifier, the backbone's last.
+        taps: block numbers the early exits follow.
+    """
+
+    convention: Convention
+    stem: int
+    blocks: tuple[int, ...]
+    heads: tuple[int, ...]
+    taps: tuple[int, ...]
+
+    @property
+    def until_tap(self) -> tuple[int, ...]:
+        """From the image to each tap along the backbone, tap 0 first."""
+        return tuple(accumulate(self.blocks, initial=self.stem))
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Backbone between consecutive exits: O_l of equation 3 of the Exit Predictor paper, the stem in the first."""
+        ends = [self.until_tap[tap] for tap in (*self.taps, len(self.blocks))]
+        return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+    @property
+    def leaving(self) -> tuple[int, ...]:
+        """Of an image that leaves at each exit, all heads on its way computed (equation 3)."""
+        return tuple(accumulate(map(sum, zip(self.segments, self.heads, strict=True))))
+
+    @property
+    def backbone(self) -> int:
+        """Of the backbone with its own head alone."""
+        return self.until_tap[-1] + self.heads[-1]
+
+
+def network_costs(network: EarlyExitNetwork, convention: Convention = "macs") -> NetworkCosts:
+    """Counts a network with early exits on one image of its input shape."""
+    device = next(network.parameters()).device
+    counts = count(network, torch.zeros(1, *network.chain.input_shape, device=device), convention=convention)
+    blocks = tuple(counts[f"chain.blocks.{i}"] for i in range(len(network.chain.blocks)))
+    heads = tuple(counts[f"heads.{k}"] for k in range(len(network.heads)))
+    return NetworkCosts(convention, counts["chain.stem"], blocks, (*heads, counts["chain.head"]), network.taps)
+
+
+def tap_macs(chain: Chain) -> tuple[int, ...]:
+    """MACs from the image to each tap of a bare chain, from tap 1 on; rules that place exits ask for them."""
+    return network_costs(EarlyExitNetwork(chain)).until_tap[1:]

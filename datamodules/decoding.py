@@ -1,0 +1,93 @@
+"""Decodes image files once, on all cores, into one array kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.progress import track
+
+log = logging.getLogger(__name__)
+CHUNK = 500
+
+
+def decoded(files: Sequence[str], size: tuple[int, int], cache: Path, skip_unreadable: bool) -> tuple[np.ndarray, ...]:
+    """All files as one array, from the cache where the same files were decoded before.
+
+    Args:
+        files: paths of images.
+        size: (height, width) they are scaled and centre-cropped to.
+        cache: folder of the cache.
+        skip_unreadable: leave unreadable files out instead of refusing them.
+
+    Returns:
+        Images (n, height, width, 3) uint8, and the positions (n,) in ``files`` of those that could be read.
+
+    Raises:
+        ValueError: unreadable files; the first is named.
+    """
+    target = cache / f"{_fingerprint(files, size)}.npz"
+    if target.exists():
+        with np.load(target) as stored:
+            images, positions = stored["images"], stored["positions"]
+    else:
+        images, positions = _decode_all(files, size)
+        _store(target, images=images, positions=positions)
+    unreadable = sorted(set(range(len(files))) - set(positions.tolist()))
+    if unreadable and not skip_unreadable:
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        raise ValueError(
+            f"Unreadable image {files[unreadable[0]]}{more}; replace it, or set dataset.skip_unreadable=true."
+        )
+    if unreadable:
+        log.warning("Skipped %d unreadable images, %s first.", len(unreadable), files[unreadable[0]])
+    return images, positions
+
+
+def _decode_all(files: Sequence[str], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    images = np.empty((len(files), *size, 3), dtype=np.uint8)
+    readable = np.zeros(len(files), dtype=bool)
+    starts = range(0, len(files), CHUNK)
+    # threads for a few files: processes would take longer to start than to decode
+    workers = Parallel(-1, backend="loky" if len(files) > 10 * CHUNK else "threading", return_as="generator")
+    chunks = workers(delayed(decode)(files[start : start + CHUNK], size) for start in starts)
+    for start, chunk in track(zip(starts, chunks, strict=True), "Decoding images", len(starts), transient=True):
+        for i, image in enumerate(chunk, start):
+            readable[i] = image is not None
+            images[i] = 0 if image is None else image
+    return images[readable], np.flatnonzero(readable)
+
+
+def decode(files: Sequence[str], size: tuple[int, int]) -> list[np.ndarray | None]:
+    """Each file as (height, width, 3) uint8, None where it cannot be read."""
+    return [_decode(file, size) for file in files]
+
+
+def _decode(file: str, size: tuple[int, int]) -> np.ndarray | None:
+    height, width = size
+    try:
+        with Image.open(file) as image:
+            rgb = image.convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+        return None
+    return np.asarray(rgb if rgb.size == (width, height) else ImageOps.fit(rgb, (width, height)))
+
+
+def _fingerprint(files: Sequence[str], size: tuple[int, int]) -> str:
+    stats = [(file, (stat := Path(file).stat()).st_size, stat.st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([size, stats]).encode()).hexdigest()[:24]
+
+
+def _store(target: Path, **arrays: np.ndarray) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_suffix(f".{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    aside.replace(target)

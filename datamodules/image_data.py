@@ -1,0 +1,191 @@
+"""What every data set shares: splits, loaders, and the preparation of a batch on the device that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+
+from datamodules.augmentation import crop_and_flip
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Data sets of (uint8 image (C, H, W), label); a TensorDataset is indexed a batch at a time."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+
+
+class ImageData(pl.LightningDataModule):
+    """Images of one size in classes. A subclass sets ``input_shape`` and ``class_names`` and defines ``load``.
+
+    Args:
+        batch_size, eval_batch_size: images a step in training, and in validation and test.
+        val_fraction: share of the training images kept for validation, stratified; where the data set has no
+            validation split of its own.
+        split_seed: of that split; apart from the run's seed, so that runs with other seeds validate on the same images.
+        pad, flip: random crop after padding with that many black pixels, and random mirroring, of images in memory.
+        mean, std: per channel, of pixels from 0 to 1; ``auto`` measures them on the training images.
+        num_workers: processes that decode images which are not in memory.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    input_shape: tuple[int, int, int]
+    class_names: list[str]
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int = 512,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        pad: int = 4,
+        flip: bool = True,
+        mean: Sequence[float] | Literal["auto"] = "auto",
+        std: Sequence[float] | Literal["auto"] = "auto",
+        num_workers: int = 0,
+    ):
+        super().__init__()
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"Expected dataset.val_fraction between 0 and 1, got {val_fraction}.")
+        if min(batch_size, eval_batch_size) < 1:
+            raise ValueError(f"Expected batch sizes of at least 1, got {batch_size} and {eval_batch_size}.")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.pad, self.flip = pad, flip
+        self.mean, self.std = mean, std
+        self.num_workers = num_workers
+        self.splits: Splits | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def load(self) -> Splits:
+        """Reads the data set."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the data set once, and measures what is ``auto``."""
+        if self.splits is None:
+            self.splits = self.load()
+            self.mean, self.std = self._moments(self.splits.train)
+            scale = [torch.tensor(values).view(1, -1, 1, 1) * 255 for values in (self.mean, self.std)]
+            self._mean, self._std = scale
+
+    def _moments(self, train: Dataset) -> tuple[Sequence[float], Sequence[float]]:
+        if self.mean != "auto" and self.std != "auto":
+            return self.mean, self.std
+        mean, std = channel_moments(train.tensors[0]) if isinstance(train, TensorDataset) else IMAGENET_MOMENTS
+        return mean if self.mean == "auto" else self.mean, std if self.std == "auto" else self.std
+
+    def stratified(self, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the images to train on and to validate on, every class in both by its share.
+
+        Raises:
+            ValueError: too few images of a class.
+        """
+        try:
+            train, val = train_test_split(
+                np.arange(len(labels)), test_size=self.val_fraction, random_state=self.split_seed, stratify=labels
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"The {len(labels)} training images cannot be split with dataset.val_fraction={self.val_fraction}: "
+                f"{error} Add images or change the fraction."
+            ) from error
+        return np.sort(train), np.sort(val)
+
+    def split_in_memory(self, train: Batch, test: Batch) -> Splits:
+        """Splits for images (N, C, H, W) and labels (N,) in memory, validation taken from the training images."""
+        rows, val_rows = (torch.from_numpy(rows) for rows in self.stratified(train[1].tolist()))
+        images, labels = train
+        parts = [(images[rows], labels[rows]), (images[val_rows], labels[val_rows]), test]
+        return Splits(*(TensorDataset(in_channels_last(images), labels) for images, labels in parts))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """uint8 images (N, C, H, W) on the training device to normalized float ones, augmented while training."""
+        images, labels = batch
+        in_memory = self.splits is not None and isinstance(self.splits.train, TensorDataset)
+        if self.trainer is not None and self.trainer.training and in_memory:
+            images = crop_and_flip(images, self.pad, self.flip)
+        return self.normalize(images), labels
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) to float of mean 0 and deviation 1 a channel."""
+        self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        return images.float().sub_(self._mean).div_(self._std)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self._loaded.train, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self._loaded.val, self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(self._loaded.test, self.eval_batch_size)
+
+    @property
+    def _loaded(self) -> Splits:
+        self.setup()
+        assert self.splits is not None
+        return self.splits
+
+    def _loader(self, images: Any, batch_size: int, shuffle: bool = False) -> DataLoader:
+        # a last batch of one image would leave BatchNorm without a variance
+        drop_last = shuffle and len(images) >= batch_size
+        if isinstance(images, TensorDataset):
+            order = RandomSampler(images) if shuffle else SequentialSampler(images)
+            return DataLoader(images, sampler=BatchSampler(order, batch_size, drop_last), batch_size=None)
+        return DataLoader(
+            images, batch_size, shuffle, num_workers=self.num_workers, drop_last=drop_last,
+            persistent_workers=self.num_workers > 0, collate_fn=collate_present,
+        )  # fmt: skip
+
+
+# of torchvision's pretrained models; for images too many to be measured first
+IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def collate_present(samples: list[tuple[Tensor, int] | None]) -> list[Tensor]:
+    """A batch of those samples that could be read."""
+    return default_collate([sample for sample in samples if sample is not None])
+
+
+def in_channels_last(images: Tensor) -> Tensor:
+    """The same images (N, C, H, W) with the channels of a pixel side by side in memory."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def channel_moments(images: Tensor) -> tuple[list[float], list[float]]:
+    """Exact mean and standard deviation of each channel of uint8 images (N, C, H, W), of pixels from 0 to 1."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in images.unbind(1):
+        shares = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (shares * levels).sum()
+        means.append(round(mean.item(), 6))
+        # a channel of one colour has no deviation to divide by
+        deviations.append(round((shares * (levels - mean) ** 2).sum().sqrt().item(), 6) or 1.0)
+    return means, deviations

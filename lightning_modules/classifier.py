@@ -1,0 +1,90 @@
+"""What every objective shares: the steps around a loss, the frozen rest of the network, the optimizer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from networks.exits import EarlyExitNetwork
+
+Batch = tuple[Tensor, Tensor]
+MakeOptimizer = Callable[..., Optimizer]
+
+
+class Classifier(pl.LightningModule):
+    """Trains a part of a network with early exits. A subclass defines ``loss`` and, if not all, ``trained``.
+
+    What is not trained keeps its weights and its BatchNorm statistics.
+
+    Args:
+        network: shared by all phases of a run.
+        make_optimizer: takes the trained parameters.
+        make_scheduler: takes the optimizer, and ``total_steps`` if it has such a parameter; None for a constant rate.
+        interval: ``step`` or ``epoch``, what the scheduler counts.
+    """
+
+    def __init__(
+        self,
+        network: EarlyExitNetwork,
+        make_optimizer: MakeOptimizer,
+        make_scheduler: Callable[..., Any] | None = None,
+        interval: str = "step",
+    ):
+        super().__init__()
+        self.network = network
+        self.make_optimizer, self.make_scheduler, self.interval = make_optimizer, make_scheduler, interval
+        network.train()
+        network.requires_grad_(False)
+        for part in self.trained():
+            part.requires_grad_(True)
+
+    def trained(self) -> list[nn.Module]:
+        """The parts this phase trains."""
+        return [self.network]
+
+    def logits(self, images: Tensor) -> list[Tensor]:
+        """What the loss needs in training: by default the logits of every exit."""
+        return self.network(images)
+
+    def loss(self, logits: list[Tensor], labels: Tensor) -> Tensor:
+        """The objective for the logits (N, C) of the exits and labels (N,)."""
+        raise NotImplementedError
+
+    def on_train_epoch_start(self) -> None:
+        self.network.eval()
+        for part in self.trained():
+            part.train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = self.loss(self.logits(images), labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self._evaluated(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self._evaluated(batch)
+
+    def _evaluated(self, batch: Batch) -> dict[str, Any]:
+        images, labels = batch
+        return {"logits": self.network(images), "labels": labels}
+
+    def fresh_optimizer(self) -> Optimizer:
+        """A fresh optimizer of the trained parameters."""
+        return self.make_optimizer([p for p in self.network.parameters() if p.requires_grad])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.fresh_optimizer()
+        if self.make_scheduler is None:
+            return optimizer
+        given = {}
+        if "total_steps" in inspect.signature(self.make_scheduler).parameters:
+            given["total_steps"] = max(1, int(self.trainer.estimated_stepping_batches))
+        return [optimizer], [{"scheduler": self.make_scheduler(optimizer, **given), "interval": self.interval}]

@@ -1,0 +1,151 @@
+"""Early exits: the rules that place them along a chain, and the network that has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from networks.chain import Chain
+from networks.heads import Head, Tap, build_head
+
+# (blocks in each stage, MACs from the image up to each tap from 1 on) -> the taps, rising
+Places = Callable[[Sequence[int], Sequence[int]], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class StageFractions:
+    """Exits at fractions of the stages: after block ⌈f·n⌉ of a stage of n blocks; 0 is its first block.
+
+    A place after the last block of all is left out: the backbone's own head is there.
+
+    Args:
+        fractions: each from 0 to 1.
+        stages: the stages that get exits, counted from 1; None for all.
+
+    Raises:
+        ValueError: on use, a fraction outside 0 to 1 or a stage the chain has not.
+    """
+
+    fractions: Sequence[float]
+    stages: Sequence[int] | None = None
+
+    def __call__(self, stage_lengths: Sequence[int], tap_macs: Sequence[int]) -> tuple[int, ...]:
+        _require_fractions(self.fractions)
+        stages = range(1, len(stage_lengths) + 1) if self.stages is None else self.stages
+        taps = set()
+        for stage in stages:
+            if not 1 <= stage <= len(stage_lengths):
+                raise ValueError(f"Expected stages from 1 to {len(stage_lengths)}, got {stage}.")
+            before, n = sum(stage_lengths[: stage - 1]), stage_lengths[stage - 1]
+            # rounded first: 0.07 * 100 is a little more than 7 in floating point
+            taps |= {before + max(1, math.ceil(round(f * n, 9))) for f in self.fractions}
+        return tuple(sorted(taps - {sum(stage_lengths)}))
+
+
+@dataclass(frozen=True)
+class MacFractions:
+    """Exits where the backbone's MACs come nearest to fractions of its whole, never after the last block.
+
+    Args:
+        fractions: each from 0 to 1.
+
+    Raises:
+        ValueError: on use, a fraction outside 0 to 1.
+    """
+
+    fractions: Sequence[float]
+
+    def __call__(self, stage_lengths: Sequence[int], tap_macs: Sequence[int]) -> tuple[int, ...]:
+        _require_fractions(self.fractions)
+        inner = range(1, len(tap_macs))
+        if not inner:
+            return ()
+        return tuple(
+            sorted({min(inner, key=lambda k: abs(tap_macs[k - 1] - f * tap_macs[-1])) for f in self.fractions})
+        )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Exits after the blocks of these numbers, counted from 1; an empty list for no early exit.
+
+    Raises:
+        ValueError: on use, a number twice or outside the chain.
+    """
+
+    taps: Sequence[int] = ()
+
+    def __call__(self, stage_lengths: Sequence[int], tap_macs: Sequence[int]) -> tuple[int, ...]:
+        return checked_taps(self.taps, sum(stage_lengths))
+
+
+def checked_taps(taps: Sequence[int], blocks: int) -> tuple[int, ...]:
+    """The taps in rising order.
+
+    Raises:
+        ValueError: a tap twice, or outside 1 to ``blocks``.
+    """
+    outside = [tap for tap in taps if not 1 <= tap <= blocks]
+    if outside:
+        raise ValueError(f"Expected taps from 1 to {blocks}, the number of blocks of the backbone, got {outside[0]}.")
+    if len(set(taps)) < len(taps):
+        raise ValueError(f"Expected every tap once, got {list(taps)}.")
+    return tuple(sorted(taps))
+
+
+def _require_fractions(fractions: Sequence[float]) -> None:
+    for fraction in fractions:
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"Expected fractions from 0 to 1, got {fraction}.")
+
+
+class EarlyExitNetwork(nn.Module):
+    """A chain with classifiers at some of its taps. Exits are numbered from 1; exit N is the chain's own head.
+
+    Args:
+        chain: the backbone.
+        taps: rising; tap k lies after k blocks.
+        heads: one for each tap, feature (N, c, h, w) to logits (N, num_classes).
+    """
+
+    def __init__(self, chain: Chain, taps: Sequence[int] = (), heads: Sequence[nn.Module] = ()):
+        super().__init__()
+        self.chain = chain
+        self.taps = checked_taps(taps, len(chain.blocks))
+        if len(heads) != len(taps):
+            raise ValueError(f"Expected a head for each of {len(taps)} taps, got {len(heads)}.")
+        self.heads = nn.ModuleList(heads)
+
+    @property
+    def num_exits(self) -> int:
+        """The early exits and the last."""
+        return len(self.taps) + 1
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images (N, C, H, W) to the logits (N, num_classes) of every exit, computed in one pass."""
+        logits = []
+        x = self.chain.run(x, stop=0)
+        start = 0
+        for tap, head in zip(self.taps, self.heads, strict=True):
+            x = self.chain.run(x, start, tap)
+            logits.append(head(x))
+            start = tap
+        return [*logits, self.chain.run(x, start)]
+
+
+def with_exits(chain: Chain, taps: Sequence[int], head: Head) -> EarlyExitNetwork:
+    """Attaches a head of one kind to each tap.
+
+    Raises:
+        ValueError: a tap twice or outside the chain.
+    """
+    taps = checked_taps(taps, len(chain.blocks))
+    shapes = chain.tap_shapes() if taps else ()
+    heads = [
+        build_head(head, Tap(chain.blocks[tap - 1], shapes[tap], exit, chain.num_classes))
+        for exit, tap in enumerate(taps, start=1)
+    ]
+    return EarlyExitNetwork(chain, taps, heads)

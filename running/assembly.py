@@ -1,0 +1,89 @@
+"""From a config to the objects it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from costs.network import tap_macs
+from datamodules.image_data import ImageData
+from lightning_modules.classifier import Classifier
+from networks.chain import Chain
+from networks.exits import EarlyExitNetwork, with_exits
+from running.phases import Phase
+
+# these describe a node to the run, its target does not take them
+DESCRIPTIVE = ("name", "epochs")
+
+
+def built(node: DictConfig, **given: Any) -> Any:
+    """Instantiates a config node without its descriptive keys."""
+    kwargs = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(kwargs, dict)
+    kwargs = {key: value for key, value in kwargs.items() if key not in DESCRIPTIVE}
+    return instantiate(kwargs, _convert_="all", **given)
+
+
+def build_network(cfg: DictConfig, num_classes: int, input_shape: tuple[int, int, int]) -> EarlyExitNetwork:
+    """The backbone with its exits, in the numerical precision asked for.
+
+    Raises:
+        ValueError: a geometry, an exit place or a precision that cannot be.
+    """
+    if (cfg.precision.weight_bits, cfg.precision.act_bits) != (32, 32):
+        raise ValueError(f"Expected precision=fp32, the only one there is so far; got {cfg.precision.name}.")
+    chain: Chain = built(cfg.backbone, num_classes=num_classes, input_shape=input_shape)
+    places, head = built(cfg.method.exits), built(cfg.method.heads)
+    return with_exits(chain, places(chain.stage_lengths, tap_macs(chain)), head)
+
+
+def build_data(cfg: DictConfig) -> ImageData:
+    """The data set, not read yet."""
+    return built(cfg.dataset)
+
+
+def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
+    """The method's phases in order; one marked ``each_exit`` becomes one phase an early exit.
+
+    Raises:
+        ValueError: a length of no epoch, or no phase at all.
+    """
+    phases = []
+    for name, node in cfg.method.phases.items():
+        epochs = _epochs(str(name), node, cfg.epochs)
+        exits = range(1, network.num_exits) if node.each_exit else [None]
+        for exit in exits:
+            given = {} if exit is None else {"exit": exit}
+            label = str(name) if exit is None else f"{name}_{exit}"
+            phases.append(Phase(label, epochs, _module_factory(cfg, node, given)))
+    if not phases:
+        raise ValueError("Expected at least one phase in method.phases, got none.")
+    return phases
+
+
+def _epochs(phase: str, node: DictConfig, total: int) -> int:
+    for key, epochs in (("epochs", total), (f"method.phases.{phase}.epochs", node.epochs)):
+        if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
+            raise ValueError(f"Expected {key} to be a whole number of at least 1, got {epochs}.")
+    return node.epochs or max(1, round(node.share * total))
+
+
+def _module_factory(cfg: DictConfig, node: DictConfig, given: dict[str, Any]) -> Callable[..., Classifier]:
+    changes = {key: value for key, value in node.optimizer.items() if value is not None}
+    optimizer = built(cfg.optimizer, **changes)
+    scheduler = None if cfg.scheduler.make is None else built(cfg.scheduler.make)
+    objective = built(node.objective)
+
+    def module(network: EarlyExitNetwork) -> Classifier:
+        return objective(
+            network=network,
+            make_optimizer=optimizer,
+            make_scheduler=scheduler,
+            interval=cfg.scheduler.interval,
+            **given,
+        )
+
+    return module

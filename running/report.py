@@ -1,0 +1,24 @@
+"""What a finished run prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.table import Table
+
+
+def result_table(metrics: Mapping[str, float], title: str) -> Table:
+    """The test metrics by exit: accuracy on all images, cost of leaving there, share that leaves there."""
+    table = Table(title=title, title_justify="left")
+    for column in ("exit", "accuracy", "MACs", "share"):
+        table.add_column(column, justify="right")
+    exits = sum(name.endswith("/acc") for name in metrics) - 1
+    for k in range(1, exits + 1):
+        row = [metrics[f"test/exit_{k}/{name}"] for name in ("acc", "macs", "fraction")]
+        table.add_row(str(k), *_cells(*row), end_section=k == exits)
+    table.add_row("adaptive", *_cells(metrics["test/acc"], metrics["test/macs"], 1.0))
+    return table
+
+
+def _cells(accuracy: float, macs: float, share: float) -> list[str]:
+    return [f"{accuracy:.4f}", f"{macs / 1e6:.2f} M", f"{share:.1%}"]

@@ -1,0 +1,72 @@
+"""Trains what a config names and leaves a run directory: ``python train.py --help``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from running.command_line import Refused, end_job, refusing_bad_input, run_main
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float:
+    """One run; gives its test accuracy, for Hydra's sweepers."""
+    try:
+        metrics = train(cfg, Path(HydraConfig.get().runtime.output_dir))
+    except Refused as error:
+        end_job(error)
+    return metrics["test/acc"]
+
+
+def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
+    """Builds data, network and phases, trains, tests, and writes the run directory ``folder``.
+
+    Returns:
+        The test metrics.
+
+    Raises:
+        Refused: before any training, for what cannot be run.
+    """
+    # imported here, so that --help and --cfg job need not wait for torch
+    import pytorch_lightning as pl
+    import torch
+    from rich.console import Console
+
+    from running.assembly import build_data, build_network, build_phases, built
+    from running.hardware import pick_precision
+    from running.phases import check, run_phases
+    from running.report import result_table
+    from running.run_directory import RunDirectory
+
+    run_dir = RunDirectory(folder)
+    with refusing_bad_input():
+        pl.seed_everything(cfg.seed, verbose=False)
+        if cfg.trainer.precision == "auto":
+            cfg.trainer.precision = pick_precision(cfg.trainer.accelerator)
+        data = build_data(cfg)
+        network = build_network(cfg, data.num_classes, data.input_shape)
+        phases = build_phases(cfg, network)
+        callbacks = [built(node) for node in cfg.callbacks.values()]
+        check(phases, network, cfg.trainer)
+        run_dir.check(cfg)
+        data.setup()
+    if cfg.channels_last in (True, "auto"):
+        network.to(memory_format=torch.channels_last)
+    if cfg.compile:
+        network.compile()
+        network.chain.compile()
+    loggers = [built(node, run_dir=folder) for node in (cfg.logger or {}).values()]
+    cfg.dataset.mean, cfg.dataset.std = list(data.mean), list(data.std)
+    run_dir.write_config(cfg)
+    metrics = run_phases(phases, network, data, folder, cfg.seed, cfg.trainer, callbacks, loggers)
+    run_dir.write_network(network.state_dict())
+    run_dir.write_metrics(metrics)
+    Console().print(result_table(metrics, f"Test split of {cfg.dataset.name}"))
+    return metrics
+
+
+if __name__ == "__main__":
+    run_main(main)
