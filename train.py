@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from running.command_line import Refused, end_job, refusing_bad_input, run_main
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="train")
 def main(cfg: DictConfig) -> float:
     """One run; gives its test accuracy, for Hydra's sweepers."""
     try:

@@ -93,4 +93,7 @@ def build_head(head: Head, tap: Tap) -> nn.Module:
     """The head for a tap, its convolutions initialized as the backbone's are."""
     module = head(tap)
     initialize(module)
+    for block in module.modules():
+        if isinstance(block, ResidualBlock):
+            nn.init.zeros_(block.branch[-1].weight)
     return module

@@ -65,6 +65,10 @@ def run_main(main: Callable[[], None]) -> None:
         stop(_composition(error))
     except Refused as error:
         stop(str(error))
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # Hydra's only other refusal: group=null
+            raise
+        stop(_one_line(str(error)))
 
 
 def stop(reason: str) -> NoReturn:

@@ -105,11 +105,12 @@ def cifar_resnet(
 
 
 def torchvision_resnet(
-    name: str, num_classes: int, input_shape: Sequence[int] = (3, 224, 224), weights: str | None = None
+    model: str, num_classes: int, input_shape: Sequence[int] = (3, 224, 224), weights: str | None = None
 ) -> Chain:
     """One of torchvision's ResNets (``resnet18`` … ``resnet152``) as a chain.
 
     Args:
+        model: torchvision's name of it.
         weights: a name torchvision knows, such as ``DEFAULT``, or None for a random initialization. The classifier
             keeps its weights only where the number of classes is theirs.
 
@@ -117,13 +118,13 @@ def torchvision_resnet(
         ValueError: unknown weights, or weights for images without three channels.
         OSError: the weights could be neither found nor downloaded.
     """
-    model = torchvision_model(name, num_classes, input_shape, weights)
+    network = torchvision_model(model, num_classes, input_shape, weights)
     if input_shape[0] != 3:
-        model.conv1 = nn.Conv2d(input_shape[0], 64, 7, 2, padding=3, bias=False)
-        initialize(model.conv1)
-    if model.fc.out_features != num_classes:
-        model.fc = nn.Linear(model.fc.in_features, num_classes)
-    return chain_of_resnet(model, input_shape)
+        network.conv1 = nn.Conv2d(input_shape[0], 64, 7, 2, padding=3, bias=False)
+        initialize(network.conv1)
+    if network.fc.out_features != num_classes:
+        network.fc = nn.Linear(network.fc.in_features, num_classes)
+    return chain_of_resnet(network, input_shape)
 
 
 def chain_of_resnet(model: torchvision.models.ResNet, input_shape: Sequence[int]) -> Chain:
