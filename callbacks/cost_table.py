@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytorch_lightning as pl
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from costs.network import NetworkCosts, network_costs
 from networks.exits import EarlyExitNetwork
 
+COLUMNS = ("block", "stage", "shape", "MACs", "cumulative", "exit", "head", "leaving", "ptflops")
+
 
 class CostTable(pl.Callback):
-    """A table of the blocks: output shape, MACs, MACs up to there along the backbone, and the exit that taps it.
+    """A table of the blocks, once a run: output shape, MACs, MACs up to there, and the exit that taps it.
 
     Args:
         max_rows: networks with more blocks show only those that an exit follows.
@@ -19,32 +22,34 @@ class CostTable(pl.Callback):
 
     def __init__(self, max_rows: int = 60):
         self.max_rows = max_rows
+        self.shown = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not self.shown:
             assert isinstance(pl_module.network, EarlyExitNetwork)
             Console().print(cost_table(pl_module.network, self.max_rows))
+            self.shown = True
 
 
 def cost_table(network: EarlyExitNetwork, max_rows: int = 60) -> Table:
-    """The table of a network, in MACs per image; ptflops stand beside the exits."""
+    """The table of a network: of a block, its MACs and the backbone's up to there; of an exit, those of its head and of
+    an image that leaves there, all heads on its way included, and the latter in ptflops too."""
     costs, ptflops = network_costs(network, "macs"), network_costs(network, "ptflops")
-    table = Table(title="Cost per image: MACs of convolutions and linear layers", title_justify="left")
-    for name in ("block", "shape", "MACs", "cumulative", "exit", "head MACs", "leaving there", "ptflops"):
-        table.add_column(name, justify="left" if name in ("block", "shape") else "right")
+    table = Table(title="Cost per image, in millions", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("block", "shape") else "right", no_wrap=True)
     shapes = network.chain.tap_shapes()
     exits = {tap: k for k, tap in enumerate(network.taps)}
-    table.add_row("stem", _shape(shapes[0]), *_millions(costs.stem, costs.stem))
+    table.add_row("stem", "", _shape(shapes[0]), *_millions(costs.stem, costs.stem))
     for i, macs in enumerate(costs.blocks):
         tap = i + 1
         if len(costs.blocks) > max_rows and tap not in exits:
             continue
+        stage = str(network.chain.info[i].stage + 1)
         exit_cells = _exit_cells(exits[tap], costs, ptflops) if tap in exits else []
-        name = f"{tap} (stage {network.chain.info[i].stage + 1})"
-        table.add_row(name, _shape(shapes[tap]), *_millions(macs, costs.until_tap[tap]), *exit_cells)
-    last = len(costs.heads) - 1
-    table.add_row("head", str(network.chain.num_classes), *_millions(costs.heads[-1], costs.backbone),
-                  *_exit_cells(last, costs, ptflops))  # fmt: skip
+        table.add_row(str(tap), stage, _shape(shapes[tap]), *_millions(macs, costs.until_tap[tap]), *exit_cells)
+    last = _exit_cells(len(network.taps), costs, ptflops)
+    table.add_row("head", "", str(network.chain.num_classes), *_millions(costs.heads[-1], costs.backbone), *last)
     return table
 
 
@@ -57,4 +62,4 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _millions(*counts: int) -> list[str]:
-    return [f"{count / 1e6:,.3f} M" for count in counts]
+    return [f"{count / 1e6:,.3f}" for count in counts]

@@ -90,7 +90,11 @@ def _pooled(units: list[Block], tap: Tap) -> nn.Sequential:
 
 
 def build_head(head: Head, tap: Tap) -> nn.Module:
-    """The head for a tap, its convolutions initialized as the backbone's are."""
+    """The head for a tap, its convolutions initialized as the backbone's are, its residual branches as zero.
+
+    A residual head thus starts as its pool and FC; otherwise the first steps at the papers' rate of 0.1 can blow it up
+    for good, since thousands of features meet in its FC.
+    """
     module = head(tap)
     initialize(module)
     for block in module.modules():

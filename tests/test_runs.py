@@ -153,7 +153,7 @@ def test_experiments_are_the_papers_and_the_command_line_beats_them() -> None:
         assert cfg.method.phases.joint.objective.weights == "exit_predictor"
         assert cfg.scheduler.make.final_lr == 1e-4
         assert cfg.scheduler.make.hold * 220 == pytest.approx(20, abs=1e-4)
-        assert cfg.scheduler.make.warmup == 0
+        assert cfg.scheduler.make.warmup * 220 == pytest.approx(1, abs=1e-3)
     changed = composed("experiment=exit_predictor/resnet44_cifar10", "backbone=resnet20", "epochs=3", "dataset=digits")
     assert (changed.backbone.depth, changed.epochs, changed.dataset.name) == (20, 3, "digits")
 
