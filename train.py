@@ -28,13 +28,14 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         The test metrics.
 
     Raises:
-        Refused: before any training, for what cannot be run.
+        Refused: for what cannot be run, before any data is read; for an unreadable image, when it is met.
     """
     # imported here, so that --help and --cfg job need not wait for torch
     import pytorch_lightning as pl
     import torch
     from rich.console import Console
 
+    from datamodules.decoding import UnreadableImage
     from running.assembly import build_data, build_network, build_phases, built
     from running.hardware import pick_precision
     from running.phases import check, run_phases
@@ -61,7 +62,10 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     loggers = [built(node, run_dir=folder) for node in (cfg.logger or {}).values()]
     cfg.dataset.mean, cfg.dataset.std = list(data.mean), list(data.std)
     run_dir.write_config(cfg)
-    metrics = run_phases(phases, network, data, folder, cfg.seed, cfg.trainer, callbacks, loggers)
+    try:
+        metrics = run_phases(phases, network, data, folder, cfg.seed, cfg.trainer, callbacks, loggers)
+    except UnreadableImage as error:
+        raise Refused(error.reason()) from error
     run_dir.write_network(network.state_dict())
     run_dir.write_metrics(metrics)
     Console().print(result_table(metrics, f"Test split of {cfg.dataset.name}"))

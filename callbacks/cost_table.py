@@ -32,10 +32,19 @@ class CostTable(pl.Callback):
 
 
 def cost_table(network: EarlyExitNetwork, max_rows: int = 60) -> Table:
-    """The table of a network: of a block, its MACs and the backbone's up to there; of an exit, those of its head and of
-    an image that leaves there, all heads on its way included, and the latter in ptflops too."""
+    """The table of a network.
+
+    Of a block: its MACs, and the backbone's up to there. Of an exit: the MACs of its head, those of an image that
+    leaves there, all heads on its way included, and the latter in ptflops.
+    """
     costs, ptflops = network_costs(network, "macs"), network_costs(network, "ptflops")
-    table = Table(title="Cost per image, in millions", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title="Cost per image, in millions",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("block", "shape") else "right", no_wrap=True)
     shapes = network.chain.tap_shapes()
@@ -62,4 +71,4 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _millions(*counts: int) -> list[str]:
-    return [f"{count / 1e6:,.3f}" for count in counts]
+    return [f"{count / 1e6:,.2f}" for count in counts]

@@ -11,11 +11,25 @@ from pathlib import Path
 
 import numpy as np
 from joblib import Parallel, delayed
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from rich.progress import track
+
+
+class UnreadableImage(ValueError):
+    """A file that is no image, or not a whole one."""
+
+    @classmethod
+    def named(cls, file: str, more: str = "") -> UnreadableImage:
+        return cls(f"Unreadable image {file}{more}; replace it, or set dataset.skip_unreadable=true.")
+
+    def reason(self) -> str:
+        """One line, also when a DataLoader's worker raised it, which puts its traceback before."""
+        return str(self).splitlines()[-1].removeprefix(f"{__name__}.UnreadableImage: ")
+
 
 log = logging.getLogger(__name__)
 CHUNK = 500
+UNREADABLE = (OSError, ValueError, SyntaxError)  # what Pillow raises of a broken file
 
 
 def decoded(files: Sequence[str], size: tuple[int, int], cache: Path, skip_unreadable: bool) -> tuple[np.ndarray, ...]:
@@ -31,7 +45,7 @@ def decoded(files: Sequence[str], size: tuple[int, int], cache: Path, skip_unrea
         Images (n, height, width, 3) uint8, and the positions (n,) in ``files`` of those that could be read.
 
     Raises:
-        ValueError: unreadable files; the first is named.
+        UnreadableImage: naming the first.
     """
     target = cache / f"{_fingerprint(files, size)}.npz"
     if target.exists():
@@ -43,9 +57,7 @@ def decoded(files: Sequence[str], size: tuple[int, int], cache: Path, skip_unrea
     unreadable = sorted(set(range(len(files))) - set(positions.tolist()))
     if unreadable and not skip_unreadable:
         more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-        raise ValueError(
-            f"Unreadable image {files[unreadable[0]]}{more}; replace it, or set dataset.skip_unreadable=true."
-        )
+        raise UnreadableImage.named(files[unreadable[0]], more)
     if unreadable:
         log.warning("Skipped %d unreadable images, %s first.", len(unreadable), files[unreadable[0]])
     return images, positions
@@ -75,7 +87,7 @@ def _decode(file: str, size: tuple[int, int]) -> np.ndarray | None:
     try:
         with Image.open(file) as image:
             rgb = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+    except UNREADABLE:
         return None
     return np.asarray(rgb if rgb.size == (width, height) else ImageOps.fit(rgb, (width, height)))
 

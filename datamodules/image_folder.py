@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
-from datamodules.decoding import decoded
+from datamodules.decoding import UNREADABLE, UnreadableImage, decoded
 from datamodules.image_data import ImageData, Splits
 
 Samples = list[tuple[str, int]]
@@ -54,7 +55,7 @@ class ImageFolder(ImageData):
         names = _splits_of(self.root)
         self.class_names = _common_classes(self.root, list(names.values()))
         self.samples = {split: _samples(self.root / name, self.class_names) for split, name in names.items()}
-        self.size = _size(self.samples["train"][0][0], image_size)
+        self.size = _size(self.samples["train"], image_size)
         self.input_shape = (3, *self.size)
         memory = sum(map(len, self.samples.values())) * 3 * self.size[0] * self.size[1]
         self.in_memory = memory <= memory_limit if in_memory == "auto" else in_memory
@@ -100,10 +101,10 @@ class ImageFiles(Dataset):
         try:
             with Image.open(file) as image:
                 return self.transform(image.convert("RGB")), label
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        except UNREADABLE as error:
             if self.skip_unreadable:
                 return None
-            raise ValueError(f"Unreadable image {file}; replace it, or set dataset.skip_unreadable=true.") from error
+            raise UnreadableImage.named(file) from error
 
 
 def _splits_of(root: Path) -> dict[str, str]:
@@ -137,15 +138,18 @@ def _samples(folder: Path, class_names: list[str]) -> Samples:
     return samples
 
 
-def _size(file: str, image_size: int | Sequence[int] | Literal["auto"]) -> tuple[int, int]:
+def _size(samples: Samples, image_size: int | Sequence[int] | Literal["auto"]) -> tuple[int, int]:
     if image_size == "auto":
-        try:
-            with Image.open(file) as image:
-                return image.height, image.width
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"Unreadable image {file}; replace it, or set dataset.image_size.") from error
+        return _first_size(samples)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return int(height), int(width)
+
+
+def _first_size(samples: Samples) -> tuple[int, int]:
+    for file, _ in samples:
+        with suppress(*UNREADABLE), Image.open(file) as image:
+            return image.height, image.width
+    raise UnreadableImage.named(samples[0][0], " and all others")
 
 
 def _transforms(size: tuple[int, int]) -> tuple[v2.Transform, v2.Transform]:

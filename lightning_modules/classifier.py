@@ -66,6 +66,9 @@ class Classifier(pl.LightningModule):
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
+    def on_train_epoch_end(self) -> None:
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         return self._evaluated(batch)
 

@@ -99,5 +99,5 @@ def build_head(head: Head, tap: Tap) -> nn.Module:
     initialize(module)
     for block in module.modules():
         if isinstance(block, ResidualBlock):
-            nn.init.zeros_(block.branch[-1].weight)
+            block.start_as_shortcut()
     return module

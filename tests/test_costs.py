@@ -206,6 +206,6 @@ def test_the_table_names_blocks_exits_and_costs() -> None:
     assert table.row_count == 1 + 6 + 1
     cells = list(zip(*(column.cells for column in table.columns), strict=True))
     costs = network_costs(network)
-    millions = [f"{n / 1e6:,.3f}" for n in (costs.blocks[2], costs.until_tap[3], costs.heads[1], costs.leaving[1])]
+    millions = [f"{n / 1e6:,.2f}" for n in (costs.blocks[2], costs.until_tap[3], costs.heads[1], costs.leaving[1])]
     assert cells[3][:8] == ("3", "2", "32x16x16", *millions[:2], "2", *millions[2:])
     assert cost_table(network, max_rows=3).row_count == 1 + 2 + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.data import TensorDataset
 
 from datamodules.augmentation import crop_and_flip
 from datamodules.cifar import Cifar
+from datamodules.decoding import UnreadableImage
 from datamodules.digits import Digits
 from datamodules.image_data import channel_moments
 from datamodules.image_folder import ImageFolder
@@ -198,6 +200,17 @@ def test_an_unreadable_image_is_named_and_skipped_when_asked(make_folder, tmp_pa
     with pytest.raises(ValueError, match=r"Unreadable image .*/test/b/003.png.*; replace it, or set dataset"):
         labels()
     assert torch.bincount(labels(skip_unreadable=True)).tolist() == [20, 18, 20]
+
+
+def test_a_workers_unreadable_image_is_named_in_one_line(make_folder) -> None:
+    root = make_folder()
+    for file in (root / "train/a").iterdir():
+        file.write_bytes(b"no image")
+    data = ImageFolder(str(root), in_memory=False, num_workers=1)
+    assert data.input_shape == (3, 12, 12)
+    with pytest.raises(UnreadableImage) as error:
+        list(data.train_dataloader())
+    assert re.fullmatch(r"Unreadable image .*/train/a/0\d\d.png; replace it, or .*=true\.", error.value.reason())
 
 
 def test_folders_that_cannot_be_are_refused(make_folder, tmp_path) -> None:

@@ -95,26 +95,15 @@ def densenet_bc(
 def torchvision_densenet(
     model: str, num_classes: int, input_shape: Sequence[int] = (3, 224, 224), weights: str | None = None
 ) -> Chain:
-    """One of torchvision's DenseNets (``densenet121``, ``densenet201``, …) as a chain.
-
-    Args:
-        model: torchvision's name of it.
-        weights: a name torchvision knows, such as ``DEFAULT``, or None for a random initialization. The classifier
-            keeps its weights only where the number of classes is theirs.
+    """One of torchvision's DenseNets (``densenet121``, ``densenet201``, …) as a chain; see ``torchvision_model``.
 
     Raises:
-        ValueError: images smaller than 29x29, unknown weights, or weights for images without three channels.
-        OSError: the weights could be neither found nor downloaded.
+        ValueError: images smaller than 29x29 too.
     """
     require_size(model, input_shape, 29)
-    network = torchvision_model(model, num_classes, input_shape, weights)
-    if input_shape[0] != 3:
-        conv = network.features.conv0
-        network.features.conv0 = nn.Conv2d(input_shape[0], conv.out_channels, 7, 2, padding=3, bias=False)
-        initialize(network.features.conv0)
-    if network.classifier.out_features != num_classes:
-        network.classifier = nn.Linear(network.classifier.in_features, num_classes)
-    return chain_of_densenet(network, input_shape)
+    return chain_of_densenet(
+        torchvision_model(model, num_classes, input_shape, weights, "features.conv0", "classifier"), input_shape
+    )
 
 
 def chain_of_densenet(model: torchvision.models.DenseNet, input_shape: Sequence[int]) -> Chain:

@@ -19,11 +19,11 @@ class ResidualBlock(Block):
     On an identity shortcut this is equation 3 of the Dual Dynamic Inference paper, since x is never negative there.
 
     Args:
-        branch: the convolutions, up to the addition.
+        branch: the convolutions up to the addition, a BatchNorm last.
         shortcut: identity, or what brings x to the branch's shape.
     """
 
-    def __init__(self, branch: nn.Module, shortcut: nn.Module, in_channels: int, out_channels: int):
+    def __init__(self, branch: nn.Sequential, shortcut: nn.Module, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, gate_channels=out_channels, skippable=True)
         self.branch = branch
         self.shortcut = shortcut
@@ -34,6 +34,12 @@ class ResidualBlock(Block):
         mask = gates.mask()
         out = out if mask is None else out * mask
         return F.relu(out + self.shortcut(x))
+
+    def start_as_shortcut(self) -> None:
+        """Sets the scale of the branch's last BatchNorm to zero, so that training starts without the branch."""
+        norm = self.branch[-1]
+        assert isinstance(norm, nn.BatchNorm2d)
+        nn.init.zeros_(norm.weight)
 
 
 class PaddedShortcut(nn.Module):
@@ -107,24 +113,8 @@ def cifar_resnet(
 def torchvision_resnet(
     model: str, num_classes: int, input_shape: Sequence[int] = (3, 224, 224), weights: str | None = None
 ) -> Chain:
-    """One of torchvision's ResNets (``resnet18`` … ``resnet152``) as a chain.
-
-    Args:
-        model: torchvision's name of it.
-        weights: a name torchvision knows, such as ``DEFAULT``, or None for a random initialization. The classifier
-            keeps its weights only where the number of classes is theirs.
-
-    Raises:
-        ValueError: unknown weights, or weights for images without three channels.
-        OSError: the weights could be neither found nor downloaded.
-    """
-    network = torchvision_model(model, num_classes, input_shape, weights)
-    if input_shape[0] != 3:
-        network.conv1 = nn.Conv2d(input_shape[0], 64, 7, 2, padding=3, bias=False)
-        initialize(network.conv1)
-    if network.fc.out_features != num_classes:
-        network.fc = nn.Linear(network.fc.in_features, num_classes)
-    return chain_of_resnet(network, input_shape)
+    """One of torchvision's ResNets (``resnet18`` … ``resnet152``) as a chain; see ``torchvision_model``."""
+    return chain_of_resnet(torchvision_model(model, num_classes, input_shape, weights, "conv1", "fc"), input_shape)
 
 
 def chain_of_resnet(model: torchvision.models.ResNet, input_shape: Sequence[int]) -> Chain:
