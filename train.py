@@ -38,10 +38,11 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     from datamodules.decoding import UnreadableImage
     from running.assembly import build_data, build_network, build_phases, built
     from running.hardware import pick_precision
-    from running.phases import check, run_phases
+    from running.phases import check, quiet_lightning, run_phases
     from running.report import result_table
     from running.run_directory import RunDirectory
 
+    quiet_lightning()
     run_dir = RunDirectory(folder)
     with refusing_bad_input():
         pl.seed_everything(cfg.seed, verbose=False)

@@ -9,6 +9,9 @@ from pytorch_lightning.callbacks import RichProgressBar
 from rich.console import Console
 
 
+LINE = ("train/loss", "train/images_per_s")  # in the line besides what is in the bar
+
+
 class ProgressBar(RichProgressBar):
     """Rich's progress bar with the phase, the last exit's accuracy and the adaptive one.
 
@@ -42,12 +45,8 @@ class ProgressBar(RichProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         if self.console.is_terminal:
             return
-        shown = {**self.get_metrics(trainer, pl_module), **_loss(trainer)}
-        values = "  ".join(f"{name} {float(value):.4g}" for name, value in sorted(shown.items()))
+        shown = {*LINE, *self.get_metrics(trainer, pl_module)}
+        logged = sorted((name, float(value)) for name, value in trainer.callback_metrics.items() if name in shown)
+        values = "  ".join(f"{name} {value:.4g}" for name, value in logged)
         # one print, so that lines of parallel jobs do not mix
         print(f"{self.phase} {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)
-
-
-def _loss(trainer: pl.Trainer) -> dict[str, Any]:
-    loss = trainer.callback_metrics.get("train/loss")
-    return {} if loss is None else {"train/loss": loss}

@@ -23,4 +23,4 @@ class Throughput(pl.Callback):
         self.ended = time.perf_counter()
         if trainer.is_last_batch:
             rate = self.images / (self.ended - self.started)
-            pl_module.log("train/images_per_s", rate, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+            pl_module.log("train/images_per_s", rate, on_step=False, on_epoch=True, batch_size=1)

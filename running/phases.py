@@ -84,7 +84,6 @@ def run_phases(
     Returns:
         The test metrics by name.
     """
-    quiet_lightning()
     step = 0
     for i, phase in enumerate(phases):
         module = phase.make_module(network)
