@@ -36,8 +36,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     from rich.console import Console
 
     from datamodules.decoding import UnreadableImage
-    from running.assembly import build_data, build_network, build_phases, built
-    from running.hardware import pick_precision
+    from running.assembly import build_data, build_network, build_phases, built, prepare, record
     from running.phases import check, quiet_lightning, run_phases
     from running.report import result_table
     from running.run_directory import RunDirectory
@@ -45,23 +44,22 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     quiet_lightning()
     run_dir = RunDirectory(folder)
     with refusing_bad_input():
+        run_dir.take_up(cfg)
+        prepare(cfg, folder)
         pl.seed_everything(cfg.seed, verbose=False)
-        if cfg.trainer.precision == "auto":
-            cfg.trainer.precision = pick_precision(cfg.trainer.accelerator)
         data = build_data(cfg)
         network = build_network(cfg, data.num_classes, data.input_shape)
         phases = build_phases(cfg, network)
         callbacks = [built(node) for node in cfg.callbacks.values()]
+        loggers = [built(node) for node in (cfg.get("logger") or {}).values()]
         check(phases, network, cfg.trainer)
-        run_dir.check(cfg)
         data.setup()
-    if cfg.channels_last in (True, "auto"):
+    if cfg.channels_last:
         network.to(memory_format=torch.channels_last)
     if cfg.compile:
         network.compile()
         network.chain.compile()
-    loggers = [built(node, run_dir=folder) for node in (cfg.logger or {}).values()]
-    cfg.dataset.mean, cfg.dataset.std = list(data.mean), list(data.std)
+    record(cfg, data)
     run_dir.write_config(cfg)
     try:
         metrics = run_phases(phases, network, data, folder, cfg.seed, cfg.trainer, callbacks, loggers)

@@ -59,14 +59,19 @@ class ExitMetrics(pl.Callback):
         shares = [values[f"exit_{k + 1}/fraction"].item() for k in range(len(self.costs["macs"].heads))]
         for convention, costs in self.costs.items():
             average = sum(share * cost for share, cost in zip(shares, costs.leaving, strict=True))
-            values[convention] = torch.tensor(average)
+            values[convention] = self._exact(average)
             if split == "test":
-                values |= {f"exit_{k}/{convention}": torch.tensor(float(c)) for k, c in enumerate(costs.leaving, 1)}
+                values |= {f"exit_{k}/{convention}": self._exact(c) for k, c in enumerate(costs.leaving, 1)}
         shown = ("acc", f"exit_{len(shares)}/acc")
         for name, value in values.items():
             pl_module.log(f"{split}/{name}", value, prog_bar=name in shown)
         for metric in self.metrics.values():
             metric.reset()
+
+    def _exact(self, number: float) -> Tensor:
+        # counts of a large network are beyond the 24 bits of fp32; Apple's GPU has no fp64
+        device = self.metrics["acc"].device
+        return torch.tensor(number, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:  # type: ignore[no-untyped-def]
         self._update(outputs["logits"], outputs["labels"])

@@ -8,7 +8,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 from rich.console import Console
 
-
 LINE = ("train/loss", "train/images_per_s")  # in the line besides what is in the bar
 
 

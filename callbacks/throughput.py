@@ -14,13 +14,12 @@ class Throughput(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.images = 0
-        self.started = self.ended = time.perf_counter()
+        self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[no-untyped-def]
         self.images += len(batch[1])
-        if trainer.is_last_batch and pl_module.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.ended = time.perf_counter()
         if trainer.is_last_batch:
-            rate = self.images / (self.ended - self.started)
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()
+            rate = self.images / (time.perf_counter() - self.started)
             pl_module.log("train/images_per_s", rate, on_step=False, on_epoch=True, batch_size=1)

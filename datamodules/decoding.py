@@ -29,7 +29,6 @@ class UnreadableImage(ValueError):
 
 log = logging.getLogger(__name__)
 CHUNK = 500
-UNREADABLE = (OSError, ValueError, SyntaxError)  # what Pillow raises of a broken file
 
 
 def decoded(files: Sequence[str], size: tuple[int, int], cache: Path, skip_unreadable: bool) -> tuple[np.ndarray, ...]:
@@ -83,13 +82,24 @@ def decode(files: Sequence[str], size: tuple[int, int]) -> list[np.ndarray | Non
 
 
 def _decode(file: str, size: tuple[int, int]) -> np.ndarray | None:
-    height, width = size
     try:
         with Image.open(file) as image:
-            rgb = image.convert("RGB")
-    except UNREADABLE:
+            return np.asarray(fitted(as_rgb(image), size))
+    except Exception:  # Pillow's decoders raise all sorts of errors for a broken file
         return None
-    return np.asarray(rgb if rgb.size == (width, height) else ImageOps.fit(rgb, (width, height)))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Three channels of 8 bits; of 16 bits the upper ones are kept, where Pillow would saturate."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scaled and centre-cropped to (height, width)."""
+    height, width = size
+    return image if image.size == (width, height) else ImageOps.fit(image, (width, height))
 
 
 def _fingerprint(files: Sequence[str], size: tuple[int, int]) -> str:

@@ -69,6 +69,8 @@ class ImageData(pl.LightningDataModule):
         super().__init__()
         if not 0 < val_fraction < 1:
             raise ValueError(f"Expected dataset.val_fraction between 0 and 1, got {val_fraction}.")
+        if not isinstance(pad, int) or pad < 0:
+            raise ValueError(f"Expected dataset.pad to be a whole number of at least 0, got {pad}.")
         if min(batch_size, eval_batch_size) < 1:
             raise ValueError(f"Expected batch sizes of at least 1, got {batch_size} and {eval_batch_size}.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -157,10 +159,11 @@ class ImageData(pl.LightningDataModule):
         drop_last = shuffle and len(images) >= batch_size
         if isinstance(images, TensorDataset):
             order = RandomSampler(images) if shuffle else SequentialSampler(images)
-            return DataLoader(images, sampler=BatchSampler(order, batch_size, drop_last), batch_size=None)
+            batches = BatchSampler(order, batch_size, drop_last)
+            # its own generator, since starting a loader would else take one of the epoch's random numbers
+            return DataLoader(images, sampler=batches, batch_size=None, generator=torch.Generator())
         return DataLoader(
-            images, batch_size, shuffle, num_workers=self.num_workers, drop_last=drop_last,
-            persistent_workers=self.num_workers > 0, collate_fn=collate_present,
+            images, batch_size, shuffle, num_workers=self.num_workers, drop_last=drop_last, collate_fn=collate_present
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
-from datamodules.decoding import UNREADABLE, UnreadableImage, decoded
+from datamodules.decoding import UnreadableImage, as_rgb, decoded, fitted
 from datamodules.image_data import ImageData, Splits
 
 Samples = list[tuple[str, int]]
@@ -25,7 +26,7 @@ class ImageFolder(ImageData):
 
     A root with all three has its own validation split. With two, the one beside ``train/`` is the test split, and
     validation is split off the training images. Images that fit in memory are decoded once into a cached array;
-    others are decoded by workers as they are needed, with torchvision's random resized crop and mirroring.
+    others are decoded by workers as they are needed, with a random resized crop in place of the padded one.
 
     Args:
         root: the folder.
@@ -54,6 +55,8 @@ class ImageFolder(ImageData):
         self.cache, self.skip_unreadable = Path(cache_dir).expanduser(), skip_unreadable
         names = _splits_of(self.root)
         self.class_names = _common_classes(self.root, list(names.values()))
+        if len(self.class_names) < 2:
+            raise ValueError(f"Expected at least two class folders in {self.root / 'train'}, found one.")
         self.samples = {split: _samples(self.root / name, self.class_names) for split, name in names.items()}
         self.size = _size(self.samples["train"], image_size)
         self.input_shape = (3, *self.size)
@@ -75,7 +78,7 @@ class ImageFolder(ImageData):
 
     def _streamed(self) -> Splits:
         train, test = self.samples["train"], self.samples["test"]
-        augmenting, plain = _transforms(self.size)
+        augmenting, plain = _transforms(self.size, self.flip)
         if "val" in self.samples:
             parts: list[Dataset] = [self._files(train, augmenting), self._files(self.samples["val"], plain)]
         else:
@@ -100,8 +103,8 @@ class ImageFiles(Dataset):
         file, label = self.samples[index]
         try:
             with Image.open(file) as image:
-                return self.transform(image.convert("RGB")), label
-        except UNREADABLE as error:
+                return self.transform(as_rgb(image)), label
+        except Exception as error:
             if self.skip_unreadable:
                 return None
             raise UnreadableImage.named(file) from error
@@ -147,13 +150,12 @@ def _size(samples: Samples, image_size: int | Sequence[int] | Literal["auto"]) -
 
 def _first_size(samples: Samples) -> tuple[int, int]:
     for file, _ in samples:
-        with suppress(*UNREADABLE), Image.open(file) as image:
+        with suppress(Exception), Image.open(file) as image:
             return image.height, image.width
     raise UnreadableImage.named(samples[0][0], " and all others")
 
 
-def _transforms(size: tuple[int, int]) -> tuple[v2.Transform, v2.Transform]:
-    augmenting = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    # torchvision's 256 to 224 for the shorter side
-    plain = v2.Compose([v2.Resize(round(max(size) * 256 / 224)), v2.CenterCrop(size), v2.PILToTensor()])
-    return augmenting, plain
+def _transforms(size: tuple[int, int], flip: bool) -> tuple[v2.Transform, v2.Transform]:
+    mirror = [v2.RandomHorizontalFlip()] if flip else []
+    augmenting = v2.Compose([v2.RandomResizedCrop(size), *mirror, v2.PILToTensor()])
+    return augmenting, v2.Compose([partial(fitted, size=size), v2.PILToTensor()])

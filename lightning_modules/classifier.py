@@ -24,7 +24,8 @@ class Classifier(pl.LightningModule):
     Args:
         network: shared by all phases of a run.
         make_optimizer: takes the trained parameters.
-        make_scheduler: takes the optimizer, and ``total_steps`` if it has such a parameter; None for a constant rate.
+        make_scheduler: takes the optimizer, and, if it has such parameters, ``total_steps`` and ``max_lr`` (the
+            optimizer's rates); None for a constant rate.
         interval: ``step`` or ``epoch``, what the scheduler counts.
     """
 
@@ -85,9 +86,14 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.fresh_optimizer()
+        length = self.trainer.max_epochs if self.interval == "epoch" else self.trainer.estimated_stepping_batches
+        scheduler = self.fresh_scheduler(optimizer, max(1, int(length or 1)))
+        return optimizer if scheduler is None else ([optimizer], [{"scheduler": scheduler, "interval": self.interval}])
+
+    def fresh_scheduler(self, optimizer: Optimizer, total_steps: int) -> Any:
+        """A fresh scheduler for a phase of ``total_steps`` steps or epochs, None for a constant rate."""
         if self.make_scheduler is None:
-            return optimizer
-        given = {}
-        if "total_steps" in inspect.signature(self.make_scheduler).parameters:
-            given["total_steps"] = max(1, int(self.trainer.estimated_stepping_batches))
-        return [optimizer], [{"scheduler": self.make_scheduler(optimizer, **given), "interval": self.interval}]
+            return None
+        known = {"total_steps": total_steps, "max_lr": [group["lr"] for group in optimizer.param_groups]}
+        takes = inspect.signature(self.make_scheduler).parameters
+        return self.make_scheduler(optimizer, **{name: value for name, value in known.items() if name in takes})

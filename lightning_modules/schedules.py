@@ -33,7 +33,7 @@ def cosine_then_hold(
     falling, rising = total_steps * (1 - hold), total_steps * warmup
 
     def factor(start: float) -> Callable[[int], float]:
-        floor = final_lr / start
+        floor = min(final_lr, start) / start
         return lambda step: (
             min(1.0, (step + 1) / (rising + 1))
             * (floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, step / falling))) / 2)

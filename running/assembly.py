@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -13,6 +14,7 @@ from datamodules.image_data import ImageData
 from lightning_modules.classifier import Classifier
 from networks.chain import Chain
 from networks.exits import EarlyExitNetwork, with_exits
+from running.hardware import pick_precision
 from running.phases import Phase
 
 # these describe a node to the run, its target does not take them
@@ -27,14 +29,43 @@ def built(node: DictConfig, **given: Any) -> Any:
     return instantiate(kwargs, _convert_="all", **given)
 
 
+def prepare(cfg: DictConfig, folder: Path) -> None:
+    """Checks what no part of the run checks, and picks what ``auto`` leaves to the machine.
+
+    Raises:
+        ValueError: a key without a value, or one of the wrong kind.
+    """
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(f"{missing[0]} must be given: {missing[0]}=<value>.")
+    if not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise ValueError(f"Expected seed to be a whole number of at least 0, got {cfg.seed}.")
+    for key in ("channels_last", "compile"):
+        if not isinstance(cfg[key], bool):
+            raise ValueError(f"Expected {key} to be true or false, got {cfg[key]}.")
+    if cfg.trainer.precision == "auto":
+        cfg.trainer.precision = pick_precision(cfg.trainer.accelerator)
+    cfg.run_dir = str(folder)
+
+
+def record(cfg: DictConfig, data: ImageData) -> None:
+    """Notes in the config what the data set picked, so that the network can be built without it."""
+    cfg.images = {"shape": list(data.input_shape), "classes": list(data.class_names)}
+    picked = {"mean": list(data.mean), "std": list(data.std), "image_size": list(data.input_shape[1:]),
+              "in_memory": getattr(data, "in_memory", None)}  # fmt: skip
+    for key, value in picked.items():
+        if cfg.dataset.get(key) == "auto":
+            cfg.dataset[key] = value
+
+
 def build_network(cfg: DictConfig, num_classes: int, input_shape: tuple[int, int, int]) -> EarlyExitNetwork:
     """The backbone with its exits, in the numerical precision asked for.
 
     Raises:
         ValueError: a geometry, an exit place or a precision that cannot be.
     """
-    if (cfg.precision.weight_bits, cfg.precision.act_bits) != (32, 32):
-        raise ValueError(f"Expected precision=fp32, the only one there is so far; got {cfg.precision.name}.")
+    bits = (cfg.precision.weight_bits, cfg.precision.act_bits)
+    if bits != (32, 32):
+        raise ValueError(f"Expected precision.weight_bits=32 and act_bits=32 (precision=fp32), got {bits}.")
     chain: Chain = built(cfg.backbone, num_classes=num_classes, input_shape=input_shape)
     places, head = built(cfg.method.exits), built(cfg.method.heads)
     return with_exits(chain, places(chain.stage_lengths, tap_macs(chain)), head)
@@ -53,8 +84,8 @@ def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
     """
     phases = []
     for name, node in cfg.method.phases.items():
-        epochs = _epochs(str(name), node, cfg.epochs)
         exits = range(1, network.num_exits) if node.each_exit else [None]
+        epochs = _epochs(str(name), node, cfg.epochs, len(exits))
         for exit in exits:
             given = {} if exit is None else {"exit": exit}
             label = str(name) if exit is None else f"{name}_{exit}"
@@ -64,11 +95,11 @@ def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
     return phases
 
 
-def _epochs(phase: str, node: DictConfig, total: int) -> int:
+def _epochs(phase: str, node: DictConfig, total: int, parts: int) -> int:
     for key, epochs in (("epochs", total), (f"method.phases.{phase}.epochs", node.epochs)):
         if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
             raise ValueError(f"Expected {key} to be a whole number of at least 1, got {epochs}.")
-    return node.epochs or max(1, round(node.share * total))
+    return node.epochs or max(1, round(node.share * total / max(1, parts)))
 
 
 def _module_factory(cfg: DictConfig, node: DictConfig, given: dict[str, Any]) -> Callable[..., Classifier]:

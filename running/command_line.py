@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+SHOW_ALL = "HYDRA_FULL_ERROR" in os.environ  # the user's, read before run_main sets it
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -40,6 +41,8 @@ def refusing_bad_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, InstantiationException, OmegaConfBaseException) as error:
+        if SHOW_ALL:
+            raise
         raise Refused(_reason(error)) from error
 
 
@@ -55,7 +58,7 @@ def run_main(main: Callable[[], None]) -> None:
     """Runs a Hydra entry point; what it refuses ends with status 1 and one line. HYDRA_FULL_ERROR=1 shows all of it."""
     # torchvision and fvcore still script functions when they are imported
     warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", FutureWarning)
-    if os.environ.get("HYDRA_FULL_ERROR"):
+    if SHOW_ALL:
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would otherwise print over many lines
@@ -82,6 +85,7 @@ def end_job(error: Refused) -> NoReturn:
     config = HydraConfig.get()
     _remove_if_empty(Path(config.runtime.output_dir))
     if config.mode == RunMode.MULTIRUN:
+        print(f"error in job {config.job.num}: {error}", file=sys.stderr)
         raise error
     stop(str(error))
 

@@ -38,17 +38,40 @@ def check(phases: Sequence[Phase], network: EarlyExitNetwork, trainer_options: M
     """Builds once what the phases will build, so that a wrong option is found before any data is read.
 
     Raises:
-        ValueError: an option that an objective, an optimizer or the Trainer does not take.
+        ValueError: an option that an objective, an optimizer, a scheduler or the Trainer does not take, or an exit that
+            no phase trains.
     """
+    trained: set[int] = set()
+    for phase in phases:
+        try:
+            module = phase.make_module(network)
+        except TypeError as error:
+            raise ValueError(f"The objective of phase {phase.name} does not take these options: {error}.") from error
+        trained |= {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+        try:
+            module.fresh_scheduler(module.fresh_optimizer(), total_steps=100)
+        except TypeError as error:
+            raise ValueError(f"The optimizer or scheduler does not take these options: {error}.") from error
+    for k, head in enumerate(network.heads, start=1):
+        if not all(id(parameter) in trained for parameter in head.parameters()):
+            raise ValueError(f"No phase of the method trains exit {k}; choose method/exits=none or method=early_exit.")
+    _check_trainer(trainer_options)
+
+
+def _check_trainer(options: Mapping[str, Any]) -> None:
+    silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     try:
-        for phase in phases:
-            phase.make_module(network).fresh_optimizer()
-    except TypeError as error:
-        raise ValueError(f"The optimizer does not take these options: {error}.") from error
-    try:
-        pl.Trainer(**trainer_options, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    except (TypeError, MisconfigurationException) as error:
+        trainer = pl.Trainer(**options, max_epochs=1, **silent)
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise ValueError(f"The trainer does not take these options: {error}") from error
+    if trainer.world_size > 1:
+        raise ValueError(f"Expected trainer.devices=1, the only number so far; got {trainer.world_size}.")
+    if trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+        raise ValueError(
+            f"Expected trainer.precision to be auto, 32-true, bf16-mixed or 16-mixed, got {trainer.precision}."
+        )
+    if trainer.limit_test_batches == 0:
+        raise ValueError("Expected trainer.limit_test_batches above 0: a run ends with its test.")
 
 
 class EpochSeed(pl.Callback):

@@ -8,14 +8,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save
 from torch import Tensor
 
 # may differ when a run is gone on with: they change where and how it is shown, not what it computes
-EXEMPT = ("logger", "callbacks", "trainer.accelerator", "trainer.devices", "trainer.strategy",
-          "dataset.num_workers", "dataset.cache_dir", "dataset.memory_limit")  # fmt: skip
+EXEMPT = (
+    "run_dir",
+    "logger",
+    "callbacks.progress_bar",
+    "callbacks.cost_table",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.strategy",
+    "dataset.num_workers",
+    "dataset.cache_dir",
+)
 
 
 class RunDirectory:
@@ -24,21 +32,25 @@ class RunDirectory:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def check(self, config: DictConfig) -> None:
-        """Refuses a directory that holds a run of another config; what is ``auto`` now may have been picked before.
+    def take_up(self, config: DictConfig) -> None:
+        """Goes on with the run that is here: what is ``auto`` in the config is set to what that run picked.
 
         Raises:
-            ValueError: naming the first keys that differ.
+            ValueError: naming the first keys that differ, where it is a run of another config.
         """
         target = self.path / "config.yaml"
         if not target.exists() or not any(self.path.glob("checkpoints/*.ckpt")):
             return  # nothing to lose
-        old = dict(_flat(yaml.safe_load(target.read_text())))
-        new = dict(_flat(OmegaConf.to_container(config, resolve=True)))
+        stored = OmegaConf.create(target.read_text())
+        for key, value in _flat(OmegaConf.to_container(config, resolve=True)):
+            picked = OmegaConf.select(stored, key)
+            if value == "auto" and picked is not None:
+                OmegaConf.update(config, key, picked, force_add=True)
+        old, new = (dict(_flat(OmegaConf.to_container(node, resolve=True))) for node in (stored, config))
         differing = [
             key
             for key in sorted(old.keys() | new.keys())
-            if not key.startswith(EXEMPT) and new.get(key) != "auto" and old.get(key) != new.get(key)
+            if not key.startswith(EXEMPT) and old.get(key) != new.get(key)
         ]
         if differing:
             shown = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in differing[:4])

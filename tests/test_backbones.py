@@ -144,10 +144,13 @@ def test_torchvision_geometry() -> None:
         torchvision_densenet("densenet121", 3, (3, 28, 40))
 
 
+@pytest.mark.parametrize("head", ["exit_predictor", "light", "hybrid", "ddi"])
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf/backbone").glob("*.yaml")))
-def test_every_preset_builds(name: str) -> None:
-    large = name in ("resnet18", "resnet34", "resnet50", "resnet101", "densenet121", "densenet201")
-    cfg = composed(f"backbone={name}", "method=plain")
-    network = build_network(cfg, 10, (3, 64, 64) if large else (3, 32, 32))
-    assert network.num_exits == 1
+def test_every_backbone_with_every_head(name: str, head: str) -> None:
+    cfg = composed(f"backbone={name}", f"method/heads={head}")
+    network = build_network(cfg, 4, (3, 32, 32)).eval()
     assert cfg.backbone.name == name
+    x = torch.randn(2, 3, 32, 32)
+    logits = network(x)
+    assert [tuple(z.shape) for z in logits] == [(2, 4)] * 3
+    torch.testing.assert_close(logits[-1], network.chain(x))

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from datamodules.augmentation import crop_and_flip
 from datamodules.cifar import Cifar
-from datamodules.decoding import UnreadableImage
+from datamodules.decoding import UnreadableImage, as_rgb
 from datamodules.digits import Digits
 from datamodules.image_data import channel_moments
 from datamodules.image_folder import ImageFolder
@@ -55,9 +55,9 @@ def test_splits_are_stratified_and_the_runs_seed_does_not_move_them() -> None:
         assert torch.bincount(labels) / torch.bincount(torch.from_numpy(load_digits().target)) == pytest.approx(
             torch.full((10,), share), abs=0.012
         )
-    assert not rows(first.splits.train.tensors[0]) & rows(first.splits.test.tensors[0]) - rows(
-        first.splits.val.tensors[0]
-    )
+    # every scan lies in exactly one split: the scans are all different, and together they are all of them
+    parts = [rows(getattr(first.splits, name).tensors[0]) for name in ("train", "val", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
 
 
 def test_moments_are_those_of_the_training_pixels() -> None:
@@ -213,6 +213,26 @@ def test_a_workers_unreadable_image_is_named_in_one_line(make_folder) -> None:
     assert re.fullmatch(r"Unreadable image .*/train/a/0\d\d.png; replace it, or .*=true\.", error.value.reason())
 
 
+def test_streamed_images_are_fitted_and_mirrored_as_those_in_memory(make_folder, tmp_path) -> None:
+    root = make_folder(side=20)
+    options = {"image_size": [8, 12], "cache_dir": str(tmp_path / "cache")}
+    memory, streamed = (ImageFolder(str(root), in_memory=where, **options) for where in (True, False))
+    memory.setup()
+    streamed.setup()
+    images = torch.cat([images for images, _ in streamed.test_dataloader()])
+    assert torch.equal(images, memory.splits.test.tensors[0])
+    unmirrored = ImageFolder(str(root), in_memory=False, flip=False, **options)
+    unmirrored.setup()
+    transforms = {data.flip: str(data.splits.train.dataset.transform) for data in (streamed, unmirrored)}
+    assert "Flip" in transforms[True]
+    assert "Flip" not in transforms[False]
+
+
+def test_sixteen_bits_keep_their_upper_eight() -> None:
+    deep = Image.fromarray(np.array([[0, 255, 256, 65535]], dtype=np.uint16))
+    assert np.asarray(as_rgb(deep))[0, :, 0].tolist() == [0, 0, 1, 255]
+
+
 def test_folders_that_cannot_be_are_refused(make_folder, tmp_path) -> None:
     with pytest.raises(ValueError, match="there is no such folder"):
         ImageFolder(str(tmp_path / "nowhere"))
@@ -226,6 +246,10 @@ def test_folders_that_cannot_be_are_refused(make_folder, tmp_path) -> None:
     (root / "train/d").mkdir()
     with pytest.raises(ValueError, match=r"Found no image in .*/train/d"):
         ImageFolder(str(root))
+    (tmp_path / "one/train/a").mkdir(parents=True)
+    (tmp_path / "one/test/a").mkdir(parents=True)
+    with pytest.raises(ValueError, match="at least two class folders"):
+        ImageFolder(str(tmp_path / "one"))
 
 
 def test_too_few_images_to_split(make_folder) -> None:

@@ -25,6 +25,7 @@ BACKBONES = {
     "resnet14 of odd maps": lambda: cifar_resnet(14, 4, (1, 19, 23)),
     "densenet16": lambda: densenet_bc(16, 4),
     "resnet18": lambda: torchvision_resnet("resnet18", 4, (3, 64, 64)),
+    "resnet50": lambda: torchvision_resnet("resnet50", 4, (3, 33, 33)),
 }
 HEADS = (heads.exit_predictor, heads.light, heads.hybrid, heads.ddi)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import train
 from callbacks.metrics_csv import KEYS
+from lightning_modules import early_exit
 from running.assembly import build_network
 from running.command_line import Refused, run_main
 from running.hardware import pick_precision
@@ -31,9 +34,8 @@ def run(folder: Path, *overrides: str) -> dict[str, float]:
 def test_a_method_leaves_a_whole_run_directory(method: str, tmp_path, capsys) -> None:
     metrics = run(tmp_path, "backbone=resnet8", *METHODS[method])
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    cfg = composed()
-    cfg = type(cfg)(yaml.safe_load((tmp_path / "config.yaml").read_text()))
-    network = build_network(cfg, 10, (3, 32, 32))
+    cfg = OmegaConf.load(tmp_path / "config.yaml")
+    network = build_network(cfg, len(cfg.images.classes), tuple(cfg.images.shape))
     network.load_state_dict(load_file(tmp_path / "network.safetensors"))
     exits = range(1, network.num_exits + 1)
     names = {f"test/exit_{k}/{name}" for k in exits for name in ("acc", "fraction", "macs", "ptflops")}
@@ -51,6 +53,17 @@ def test_a_method_leaves_a_whole_run_directory(method: str, tmp_path, capsys) ->
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_methods_run_on_every_backbone(backbone: str, tmp_path) -> None:
     assert 0 <= run(tmp_path, f"backbone={backbone}", "method=early_exit")["test/acc"] <= 1
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_every_combination(tmp_path) -> None:
+    groups = ["backbone=resnet8,vgg16_bn,alexnet,densenet76", "method=plain,early_exit", "debug=fast"]
+    command = [sys.executable, "train.py", "-m", *groups, f"hydra.sweep.dir={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    configs = [yaml.safe_load(path.read_text()) for path in tmp_path.glob("*/config.yaml")]
+    ran = {(config["backbone"]["name"], config["method"]["name"]) for config in configs}
+    assert ran == {(b, m) for b in BACKBONES for m in ("plain", "early_exit")}
+    assert len(list(tmp_path.glob("*/metrics.json"))) == 8
 
 
 @pytest.mark.slow
@@ -80,29 +93,44 @@ class Interrupted(Exception):
     pass
 
 
-def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch) -> None:
-    command = ["backbone=resnet8", "epochs=3", *METHODS["early_exit_separate"]]
+def timeless(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if key != "train/images_per_s"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("objective", "call", "method"),
+    [
+        ("early_exit.Joint", 3, METHODS["early_exit"]),  # in the middle of the second epoch
+        (
+            "early_exit.Joint",
+            4,
+            ["method=early_exit", "optimizer=adamw", "scheduler=onecycle", "scheduler.interval=epoch"],
+        ),
+        ("early_exit.OneExit", 2, METHODS["early_exit_separate"]),  # at the start of the last phase
+    ],
+)
+def test_a_run_goes_on_where_it_stopped_as_if_it_had_not(objective, call, method, tmp_path, monkeypatch) -> None:
+    command = ["backbone=resnet8", "epochs=3", *method]
     whole = run(tmp_path / "whole", *command)
+    calls = iter(range(100))
+    target = f"lightning_modules.{objective}.loss"
+    original = getattr(getattr(early_exit, objective.split(".")[1]), "loss")  # noqa: B009
 
-    from lightning_modules.early_exit import OneExit
-
-    steps = OneExit.training_step
-
-    def stops(self, batch, batch_idx):
-        if self.exit == 2:
+    def stops(self, logits, labels):
+        if next(calls) == call:
             raise Interrupted
-        return steps(self, batch, batch_idx)
+        return original(self, logits, labels)
 
-    monkeypatch.setattr(OneExit, "training_step", stops)
-    with pytest.raises(Interrupted):
-        run(tmp_path / "stopped", *command)
+    with monkeypatch.context() as patch:
+        patch.setattr(target, stops)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "stopped", *command)
     assert not (tmp_path / "stopped/metrics.json").exists()
-    monkeypatch.setattr(OneExit, "training_step", steps)
-    resumed = run(tmp_path / "stopped", *command)
-    assert resumed == whole
+    assert run(tmp_path / "stopped", *command) == whole
     assert same(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "whole"))
-    first, second = ((tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "stopped"))
-    assert len(first) == len(second)
+    assert timeless(tmp_path / "stopped") == timeless(tmp_path / "whole")
 
 
 def test_a_directory_with_another_run_is_refused_and_untouched(tmp_path) -> None:
@@ -115,11 +143,29 @@ def test_a_directory_with_another_run_is_refused_and_untouched(tmp_path) -> None
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("option", ["trainer.precision=bf16-mixed", "optimizer=adamw", "scheduler=onecycle",
-                                    "scheduler=constant", "channels_last=false"])  # fmt: skip
-def test_parts_are_exchangeable(option: str, tmp_path) -> None:
-    run(tmp_path, "backbone=resnet8", "method=plain", option)
-    assert (tmp_path / "network.safetensors").exists()
+def rates(folder: Path) -> list[float]:
+    return [float(row["train/lr"]) for row in timeless(folder) if row["train/lr"]]
+
+
+def test_optimizers_and_schedulers_are_exchangeable(tmp_path) -> None:
+    command = ["backbone=resnet8", "method=plain", "epochs=4", "optimizer.lr=0.2"]
+    run(tmp_path / "cosine", *command)
+    assert rates(tmp_path / "cosine")[-1] == pytest.approx(1e-4)
+    run(tmp_path / "constant", *command, "scheduler=constant")
+    assert rates(tmp_path / "constant") == [0.2] * 4
+    run(tmp_path / "epochs", *command, "scheduler.interval=epoch", "scheduler.make.warmup=0")
+    assert rates(tmp_path / "epochs")[-1] == pytest.approx(1e-4)
+    run(tmp_path / "cycle", *command, "scheduler=onecycle", "method.phases.plain.optimizer.lr=0.3")
+    assert max(rates(tmp_path / "cycle")) == pytest.approx(0.3, rel=0.2)
+    run(tmp_path / "adamw", *command, "optimizer=adamw", "optimizer.lr=0.01")
+    state = torch.load(tmp_path / "adamw/checkpoints/plain.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    assert "exp_avg" in state[0]
+    assert not same(weights_of(tmp_path / "adamw"), weights_of(tmp_path / "constant"))
+
+
+def test_counts_are_exact_beyond_24_bits(tmp_path) -> None:
+    metrics = run(tmp_path, "backbone=resnet44", "backbone.shortcut=B", "method=plain")
+    assert metrics["test/ptflops"] == metrics["test/exit_1/ptflops"] == 98_517_642
 
 
 @pytest.mark.slow
@@ -169,7 +215,20 @@ BAD = {
     "trainer.max_epochs=2": r"no key 'trainer.max_epochs'; the nearest is 'epochs'\.",
     "logger=null": r"Config group override must be a string or a list",
     "seed=a=": r"Error parsing override 'seed=a='",
-    "seed=-1": r"-1",
+    "seed=-1": r"seed to be a whole number of at least 0, got -1",
+    "seed=1.5": r"seed to be a whole number",
+    "seed=null": r"seed to be a whole number",
+    "channels_last=maybe": r"channels_last to be true or false, got maybe",
+    "dataset.pad=-1": r"dataset.pad to be a whole number of at least 0, got -1",
+    "scheduler.make.hold=1": r"hold from 0 to below 1, got 1",
+    "precision.weight_bits=4": r"weight_bits=32 and act_bits=32",
+    "method=_base": r"method.name must be given",
+    "method=plain method/exits=quarters": r"No phase of the method trains exit 1; choose method/exits=none",
+    "trainer.devices=2": r"trainer.devices=1, the only number so far; got 2",
+    "trainer.precision=bf16-true": r"auto, 32-true, bf16-mixed or 16-mixed, got bf16-true",
+    "trainer.limit_test_batches=0": r"limit_test_batches above 0",
+    "+trainer.max_epochs=2": r"multiple values for keyword argument 'max_epochs'",
+    "+method.phases.joint.objective.foo=1": r"objective of phase joint does not take these options",
     "epochs=0": r"epochs to be a whole number of at least 1, got 0",
     "epochs=1.5": r"epochs to be a whole number of at least 1, got 1.5",
     "backbone.depth=21": r"depth 6n\+2, such as 20 or 26; got depth 21",
@@ -181,7 +240,7 @@ BAD = {
     "dataset=image_folder dataset.root=/nowhere": r"there is no such folder",
     "dataset.val_fraction=2": r"val_fraction between 0 and 1, got 2",
     "method.phases.joint.objective.weights=[1,2]": r"Expected 3 loss weights",
-    "optimizer.lr=high": r"The optimizer does not take these options",
+    "optimizer.lr=high": r"The optimizer or scheduler does not take these options",
     "trainer.devices=two": r"The trainer does not take these options",
     "callbacks.exit_metrics.confidence_threshold=2": r"from 0 to 1, got 2",
 }
