@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -22,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import TensorDataset
 
+from callbacks.metrics_csv import MetricsCSV
 from datamodules.image_data import ImageData, Splits, in_channels_last
-from lightning_modules.classifier import Classifier
 from running.assembly import build_network, build_phases, built
 from running.hardware import pick_precision
-from running.phases import quiet_lightning
+from running.phases import phase_trainer, quiet_lightning
 
 ROOT = Path(__file__).parents[1]
 IMAGES, BATCH, ROUNDS = 40 * 128, 128, 5
@@ -47,31 +49,40 @@ class Noise(ImageData):
         return Splits(data, data, data)
 
 
-def module_of(cfg: DictConfig, data: ImageData) -> Classifier:
-    network = build_network(cfg, data.num_classes, data.input_shape).to(memory_format=torch.channels_last)
-    return build_phases(cfg, network)[0].make_module(network)
-
-
 def precision_of(module: pl.LightningModule, precision: str) -> torch.autocast:
     return torch.autocast(module.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-def offramp_epochs(cfg: DictConfig, data: ImageData, rounds: int) -> Iterator[float]:
-    """Seconds of one epoch after another, each of its own fit with the callbacks a run has."""
-    module = module_of(cfg, data)
-    for _ in range(rounds):
+class Clock(pl.Callback):
+    """Seconds from the first batch being asked for to the epoch's checkpoint being written."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        synchronize()
+        self.started = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        synchronize()
+        self.seconds = time.perf_counter() - self.started
+
+
+def offramp_epochs(cfg: DictConfig, data: ImageData, rounds: int, folder: Path) -> Iterator[float]:
+    """Seconds of one epoch after another, each its own fit with the seeds, metrics, log and checkpoint of a run."""
+    network = build_network(cfg, data.num_classes, data.input_shape).to(memory_format=torch.channels_last)
+    phase = replace(build_phases(cfg, network)[0], epochs=1)
+    module = phase.make_module(network)
+    options = {**cfg.trainer, "limit_val_batches": 0, "enable_progress_bar": False}
+    for i in range(rounds):
+        clock = Clock()
         callbacks = [built(cfg.callbacks[name]) for name in ("exit_metrics", "throughput")]
-        trainer = pl.Trainer(
-            **{**cfg.trainer, "limit_val_batches": 0}, max_epochs=1, callbacks=callbacks, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
-        trainer.fit(module, data)
-        yield IMAGES / trainer.callback_metrics["train/images_per_s"].item()
+        log = MetricsCSV(folder)
+        phase_trainer(phase, i, folder, 0, options, [*callbacks, clock], [log]).fit(module, data)
+        yield clock.seconds
 
 
 def bare_epochs(cfg: DictConfig, data: ImageData, rounds: int) -> Iterator[float]:
-    """Seconds of the same epochs in a loop of nothing but the step; ``preparation`` collects its input's part."""
-    module = module_of(cfg, data)
+    """Seconds of the same epochs in a loop of nothing but the step."""
+    network = build_network(cfg, data.num_classes, data.input_shape).to(memory_format=torch.channels_last)
+    module = build_phases(cfg, network)[0].make_module(network)
     module.to("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
     optimizer = module.fresh_optimizer()
     images, labels = (tensor.to(module.device) for tensor in data.train_dataloader().dataset.tensors)
@@ -123,8 +134,9 @@ def main() -> None:
     for data in (ours_data, bare_data):
         data.setup()
     bare_data.trainer = Training()
-    ours, bare = offramp_epochs(cfg, ours_data, ROUNDS + 1), bare_epochs(cfg, bare_data, ROUNDS + 1)
-    pairs = list(zip(ours, bare, strict=True))[1:]  # the first warms up
+    with tempfile.TemporaryDirectory() as folder:
+        ours = offramp_epochs(cfg, ours_data, ROUNDS + 1, Path(folder))
+        pairs = list(zip(ours, bare_epochs(cfg, bare_data, ROUNDS + 1), strict=True))[1:]  # the first warms up
     offramp, loop = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
     prepared = preparation(bare_data, ROUNDS)
     table = Table(title=f"{cfg.backbone.name}, {cfg.method.name}, {cfg.trainer.precision}, batch {BATCH}")

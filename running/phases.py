@@ -113,7 +113,7 @@ def run_phases(
         listeners = [part for part in (*callbacks, *loggers) if hasattr(part, "begin_phase")]
         for part in listeners:
             part.begin_phase(phase.name, step)
-        trainer = _trainer(phase, i, run_dir, seed, trainer_options, callbacks, loggers)
+        trainer = phase_trainer(phase, i, run_dir, seed, trainer_options, callbacks, loggers)
         checkpoint = run_dir / "checkpoints" / f"{phase.name}.ckpt"
         resumed = str(checkpoint) if checkpoint.exists() else None
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
@@ -122,7 +122,7 @@ def run_phases(
     return {name: float(value) for name, value in results[0].items()}
 
 
-def _trainer(
+def phase_trainer(
     phase: Phase,
     index: int,
     run_dir: Path,
@@ -131,6 +131,7 @@ def _trainer(
     callbacks: Iterable[pl.Callback],
     loggers: Sequence[Logger],
 ) -> pl.Trainer:
+    """The Trainer of one phase: seeds every epoch, and leaves a checkpoint at its end."""
     checkpoints = ModelCheckpoint(
         run_dir / "checkpoints", phase.name, save_on_train_epoch_end=True, enable_version_counter=False
     )

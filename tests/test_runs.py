@@ -106,7 +106,7 @@ def timeless(folder: Path) -> list[dict[str, str]]:
         (
             "early_exit.Joint",
             4,
-            ["method=early_exit", "optimizer=adamw", "scheduler=onecycle", "scheduler.interval=epoch"],
+            ["method=early_exit", "optimizer=adamw", "scheduler.interval=epoch"],
         ),
         ("early_exit.OneExit", 2, METHODS["early_exit_separate"]),  # at the start of the last phase
     ],
@@ -152,7 +152,7 @@ def test_optimizers_and_schedulers_are_exchangeable(tmp_path) -> None:
     run(tmp_path / "cosine", *command)
     assert rates(tmp_path / "cosine")[-1] == pytest.approx(1e-4)
     run(tmp_path / "constant", *command, "scheduler=constant")
-    assert rates(tmp_path / "constant") == [0.2] * 4
+    assert rates(tmp_path / "constant") == pytest.approx([0.2] * 4)
     run(tmp_path / "epochs", *command, "scheduler.interval=epoch", "scheduler.make.warmup=0")
     assert rates(tmp_path / "epochs")[-1] == pytest.approx(1e-4)
     run(tmp_path / "cycle", *command, "scheduler=onecycle", "method.phases.plain.optimizer.lr=0.3")
@@ -187,7 +187,7 @@ def test_bf16_is_picked_only_where_it_is_fast(monkeypatch) -> None:
 
 
 def test_experiments_are_the_papers_and_the_command_line_beats_them() -> None:
-    names = [path.stem for path in (ROOT / "conf/experiment/exit_predictor").glob("*.yaml")]
+    names = [path.stem for path in (ROOT / "conf/experiment/exit_predictor").glob("[!_]*.yaml")]
     assert len(names) == 6
     for name in names:
         cfg = composed(f"experiment=exit_predictor/{name}")
