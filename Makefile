@@ -16,7 +16,7 @@ test-slow: $(READY)
 	$(PY) -m pytest -m slow --durations=10
 
 bench: $(READY)
-	$(PY) -m benchmarks.training_loop
+	$(PY) -W ignore::FutureWarning -m benchmarks.training_loop
 
 lint: $(READY)
 	$(PY) -m ruff check .
