@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ import train
 from callbacks.metrics_csv import KEYS
 from lightning_modules import early_exit
 from running.assembly import build_network
-from running.command_line import Refused, run_main
+from running.command_line import Refused
 from running.hardware import pick_precision
 from tests.cases import BACKBONES, METHODS, SMALL
 from tests.conftest import ROOT, composed
@@ -202,78 +200,3 @@ def test_experiments_are_the_papers_and_the_command_line_beats_them() -> None:
         assert cfg.scheduler.make.warmup * 220 == pytest.approx(1, abs=1e-3)
     changed = composed("experiment=exit_predictor/resnet44_cifar10", "backbone=resnet20", "epochs=3", "dataset=digits")
     assert (changed.backbone.depth, changed.epochs, changed.dataset.name) == (20, 3, "digits")
-
-
-BAD = {
-    "backbone=resnet21": r"backbone=resnet21 is not an option; backbone is one of alexnet, .*vgg16_bn\.",
-    "precision=w4a4": r"precision is one of fp32\.",
-    "experiment=nothing": r"experiment is one of exit_predictor/alexnet_cifar10, ",
-    "backbon=resnet20": r"no key 'backbon'; the nearest is 'backbone'\.",
-    "method/exit=none": r"no key 'method/exit'; the nearest is 'method/exits'\.",
-    "optimizer.momentun=1": r"no key 'optimizer.momentun'; the nearest is 'optimizer.momentum'\.",
-    "epoch=2": r"no key 'epoch'; the nearest is 'epochs'\.",
-    "trainer.max_epochs=2": r"no key 'trainer.max_epochs'; the nearest is 'epochs'\.",
-    "logger=null": r"Config group override must be a string or a list",
-    "seed=a=": r"Error parsing override 'seed=a='",
-    "seed=-1": r"seed to be a whole number of at least 0, got -1",
-    "seed=1.5": r"seed to be a whole number",
-    "seed=null": r"seed to be a whole number",
-    "channels_last=maybe": r"channels_last to be true or false, got maybe",
-    "dataset.pad=-1": r"dataset.pad to be a whole number of at least 0, got -1",
-    "scheduler.make.hold=1": r"hold from 0 to below 1, got 1",
-    "precision.weight_bits=4": r"weight_bits=32 and act_bits=32",
-    "method=_base": r"method.name must be given",
-    "method=plain method/exits=quarters": r"No phase of the method trains exit 1; choose method/exits=none",
-    "trainer.devices=2": r"trainer.devices=1, the only number so far; got 2",
-    "trainer.precision=bf16-true": r"auto, 32-true, bf16-mixed or 16-mixed, got bf16-true",
-    "trainer.limit_test_batches=0": r"limit_test_batches above 0",
-    "+trainer.max_epochs=2": r"multiple values for keyword argument 'max_epochs'",
-    "+method.phases.joint.objective.foo=1": r"objective of phase joint does not take these options",
-    "epochs=0": r"epochs to be a whole number of at least 1, got 0",
-    "epochs=1.5": r"epochs to be a whole number of at least 1, got 1.5",
-    "backbone.depth=21": r"depth 6n\+2, such as 20 or 26; got depth 21",
-    "backbone.shortcut=C": r"option A or B, got 'C'",
-    "method/exits=blocks": r"method.exits.taps must be given",
-    "method/exits=blocks method.exits.taps=[12]": r"taps from 1 to 9, .* got 12",
-    "dataset.scale=2 backbone=vgg16_bn": r"at least 32x32 pixels, got 16x16",
-    "dataset=image_folder": r"dataset.root must be given",
-    "dataset=image_folder dataset.root=/nowhere": r"there is no such folder",
-    "dataset.val_fraction=2": r"val_fraction between 0 and 1, got 2",
-    "method.phases.joint.objective.weights=[1,2]": r"Expected 3 loss weights",
-    "optimizer.lr=high": r"The optimizer or scheduler does not take these options",
-    "trainer.devices=two": r"The trainer does not take these options",
-    "callbacks.exit_metrics.confidence_threshold=2": r"from 0 to 1, got 2",
-}
-
-
-@pytest.mark.parametrize("command", BAD)
-def test_bad_input_is_answered_with_one_line(command: str, tmp_path, monkeypatch, capfd) -> None:
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}/run", *command.split()])
-    monkeypatch.setattr("datamodules.digits.Digits.load", lambda self: pytest.fail("data was read"))
-    with pytest.raises(SystemExit) as end:
-        run_main(train.main)
-    assert end.value.code == 1
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert len(err.splitlines()) == 1
-    assert re.search(BAD[command], err), err
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("option", "expected"), [("--help", "backbone: alexnet, "), ("--cfg=job", "confidence_threshold")]
-)
-def test_help_and_config_answer_fast(option: str, expected: str, tmp_path) -> None:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "train.py", *option.split("=")], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        times.append(time.perf_counter() - start)
-        assert expected in done.stdout
-        if min(times) < 2:
-            break
-    assert min(times) < 2
