@@ -152,5 +152,6 @@ def test_every_backbone_with_every_head(name: str, head: str) -> None:
     assert cfg.backbone.name == name
     x = torch.randn(2, 3, 32, 32)
     logits = network(x)
-    assert [tuple(z.shape) for z in logits] == [(2, 4)] * 3
+    assert network.num_exits > 1
+    assert [tuple(z.shape) for z in logits] == [(2, 4)] * network.num_exits
     torch.testing.assert_close(logits[-1], network.chain(x))
