@@ -21,7 +21,7 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 SHOW_ALL = "HYDRA_FULL_ERROR" in os.environ  # the user's, read before run_main sets it
 CONF = Path(__file__).parents[1] / "conf"
@@ -49,8 +49,6 @@ def refusing_bad_input() -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} must be given: {error.full_key}=<value>."
     return _one_line(str(error))
 
 
