@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from storage.files import written_aside
+
 Row = dict[str, Any]
 KEYS = ("phase", "epoch", "step")
+
+
+def shortest(value: float) -> float:
+    """The same single-precision number with no more digits than tell it apart: 0.833, not 0.8330000042915344."""
+    single = np.float32(value)
+    return float(str(single)) if float(single) == value else value
 
 
 class MetricsCSV(Logger):
@@ -52,7 +61,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         place: Row = {"phase": self.phase, "epoch": int(metrics.get("epoch", 0)), "step": self.first_step + (step or 0)}
-        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        values = {name: shortest(value) for name, value in metrics.items() if name != "epoch"}
         if self._row is None:
             self._reopen(place["step"])
         if self._row and (self._row["phase"], int(self._row["step"])) == (place["phase"], place["step"]):
@@ -70,10 +79,11 @@ class MetricsCSV(Logger):
         """Takes up an earlier file: rows later than ``step`` are of a stretch that is being run again."""
         if not self.path.exists():
             return
-        with self.path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            self.columns = list(reader.fieldnames or KEYS)
-            rows = [row for row in reader if int(row["step"]) <= step]
+        lines = self.path.read_text().splitlines(keepends=True)
+        # a last line without an end was being written when the run was killed
+        reader = csv.DictReader(line for line in lines if line.endswith("\n"))
+        self.columns = list(reader.fieldnames or KEYS)
+        rows = [row for row in reader if int(row["step"]) <= step]
         self._rewrite(rows)
         self._row = rows[-1] if rows else None
 
@@ -85,18 +95,19 @@ class MetricsCSV(Logger):
         return list(csv.DictReader(text.splitlines()))
 
     def _rewrite(self, rows: list[Row]) -> None:
-        aside = self.path.with_suffix(".tmp")
-        with aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows[:-1])
-            file.flush()
-            self._row_start = file.tell()
-            writer.writerows(rows[-1:])
-        os.replace(aside, self.path)
+        before = self._lines([dict(zip(self.columns, self.columns, strict=True)), *rows[:-1]])
+        self._row_start = len(before)
+        with written_aside(self.path) as file:
+            file.write(before + self._lines(rows[-1:]))
 
     def _write_row(self) -> None:
-        with self.path.open("r+", newline="") as file:
+        with self.path.open("r+b", buffering=0) as file:
             file.seek(self._row_start)
+            # over what is there, and only then shortened: a process killed in between has lost nothing
+            file.write(self._lines([self._row or {}]))
             file.truncate()
-            csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(self._row or {})
+
+    def _lines(self, rows: list[Row]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns, restval="", lineterminator="\n").writerows(rows)
+        return text.getvalue().encode()

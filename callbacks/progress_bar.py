@@ -23,16 +23,21 @@ class ProgressBar(RichProgressBar):
     def __init__(self, **options: Any):
         super().__init__(**options)
         self.console = Console()
-        self.phase = ""
+        self.phase = self.job = ""
         if not self.console.is_terminal:
             self.disable()
+
+    def begin_run(self, config: dict[str, Any]) -> None:
+        """Takes the number of the job, where the run is one of a sweep's."""
+        number = config["job"]["number"]
+        self.job = "" if number is None else f"[{number}] "
 
     def begin_phase(self, phase: str, first_step: int = 0) -> None:
         """Names the phase that the next epochs belong to."""
         self.phase = phase
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"{self.phase} {super()._get_train_description(current_epoch)}"
+        return f"{self.job}{self.phase} {super()._get_train_description(current_epoch)}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The logged metrics marked for the bar, without Lightning's version number."""
@@ -42,10 +47,10 @@ class ProgressBar(RichProgressBar):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        if self.console.is_terminal:
+        if self.console.is_terminal or not trainer.is_global_zero:
             return
         shown = {*LINE, *self.get_metrics(trainer, pl_module)}
         logged = sorted((name, float(value)) for name, value in trainer.callback_metrics.items() if name in shown)
         values = "  ".join(f"{name} {value:.4g}" for name, value in logged)
         # one print, so that lines of parallel jobs do not mix
-        print(f"{self.phase} {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)
+        print(f"{self.job}{self.phase} {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)

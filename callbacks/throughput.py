@@ -17,9 +17,9 @@ class Throughput(pl.Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[no-untyped-def]
-        self.images += len(batch[1])
+        self.images += len(batch[1]) * trainer.world_size
         if trainer.is_last_batch:
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize()
             rate = self.images / (time.perf_counter() - self.started)
-            pl_module.log("train/images_per_s", rate, on_step=False, on_epoch=True, batch_size=1)
+            pl_module.log("train/images_per_s", rate, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)

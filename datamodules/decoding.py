@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from joblib import Parallel, delayed
 from PIL import Image, ImageOps
 from rich.progress import track
+from torchvision.transforms.v2 import functional as F
+
+from storage.files import written_aside
 
 
 class UnreadableImage(ValueError):
@@ -29,14 +33,17 @@ class UnreadableImage(ValueError):
 
 log = logging.getLogger(__name__)
 CHUNK = 500
+Fit = partial[Image.Image]  # of ``fitted``
 
 
-def decoded(files: Sequence[str], size: tuple[int, int], cache: Path, skip_unreadable: bool) -> tuple[np.ndarray, ...]:
+def decoded(files: Sequence[str], fit: Fit, cache: Path, skip_unreadable: bool) -> tuple[np.ndarray, ...]:
     """All files as one array, from the cache where the same files were decoded before.
+
+    Processes that want the same array at once wait for the first of them.
 
     Args:
         files: paths of images.
-        size: (height, width) they are scaled and centre-cropped to.
+        fit: ``fitted`` with the size (height, width) they are scaled and cropped to.
         cache: folder of the cache.
         skip_unreadable: leave unreadable files out instead of refusing them.
 
@@ -46,13 +53,15 @@ def decoded(files: Sequence[str], size: tuple[int, int], cache: Path, skip_unrea
     Raises:
         UnreadableImage: naming the first.
     """
-    target = cache / f"{_fingerprint(files, size)}.npz"
-    if target.exists():
-        with np.load(target) as stored:
-            images, positions = stored["images"], stored["positions"]
-    else:
-        images, positions = _decode_all(files, size)
-        _store(target, images=images, positions=positions)
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / f"{_fingerprint(files, fit)}.npz"
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            images, positions = _decode_all(files, fit)
+            with written_aside(target) as file:
+                np.savez(file, images=images, positions=positions)
+    with np.load(target) as stored:
+        images, positions = stored["images"], stored["positions"]
     unreadable = sorted(set(range(len(files))) - set(positions.tolist()))
     if unreadable and not skip_unreadable:
         more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
@@ -62,13 +71,13 @@ def decoded(files: Sequence[str], size: tuple[int, int], cache: Path, skip_unrea
     return images, positions
 
 
-def _decode_all(files: Sequence[str], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    images = np.empty((len(files), *size, 3), dtype=np.uint8)
+def _decode_all(files: Sequence[str], fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    images = np.empty((len(files), *fit.keywords["size"], 3), dtype=np.uint8)
     readable = np.zeros(len(files), dtype=bool)
     starts = range(0, len(files), CHUNK)
     # threads for a few files: processes would take longer to start than to decode
     workers = Parallel(-1, backend="loky" if len(files) > 10 * CHUNK else "threading", return_as="generator")
-    chunks = workers(delayed(decode)(files[start : start + CHUNK], size) for start in starts)
+    chunks = workers(delayed(decode)(files[start : start + CHUNK], fit) for start in starts)
     for start, chunk in track(zip(starts, chunks, strict=True), "Decoding images", len(starts), transient=True):
         for i, image in enumerate(chunk, start):
             readable[i] = image is not None
@@ -76,15 +85,15 @@ def _decode_all(files: Sequence[str], size: tuple[int, int]) -> tuple[np.ndarray
     return images[readable], np.flatnonzero(readable)
 
 
-def decode(files: Sequence[str], size: tuple[int, int]) -> list[np.ndarray | None]:
+def decode(files: Sequence[str], fit: Fit) -> list[np.ndarray | None]:
     """Each file as (height, width, 3) uint8, None where it cannot be read."""
-    return [_decode(file, size) for file in files]
+    return [_decode(file, fit) for file in files]
 
 
-def _decode(file: str, size: tuple[int, int]) -> np.ndarray | None:
+def _decode(file: str, fit: Fit) -> np.ndarray | None:
     try:
         with Image.open(file) as image:
-            return np.asarray(fitted(as_rgb(image), size))
+            return np.asarray(fit(as_rgb(image)))
     except Exception:  # Pillow's decoders raise all sorts of errors for a broken file
         return None
 
@@ -96,20 +105,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scaled and centre-cropped to (height, width)."""
+def fitted(image: Image.Image, size: tuple[int, int], resize: int | None = None) -> Image.Image:
+    """Scaled to a shorter side of ``resize``, or no more than needed, and centre-cropped to ``size`` (height, width)."""
+    if resize is not None:
+        return F.center_crop(F.resize(image, [resize]), list(size))
     height, width = size
     return image if image.size == (width, height) else ImageOps.fit(image, (width, height))
 
 
-def _fingerprint(files: Sequence[str], size: tuple[int, int]) -> str:
+def _fingerprint(files: Sequence[str], fit: Fit) -> str:
     stats = [(file, (stat := Path(file).stat()).st_size, stat.st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([size, stats]).encode()).hexdigest()[:24]
-
-
-def _store(target: Path, **arrays: np.ndarray) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_suffix(f".{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    aside.replace(target)
+    return hashlib.sha256(json.dumps([fit.keywords, stats]).encode()).hexdigest()[:24]

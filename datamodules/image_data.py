@@ -11,24 +11,21 @@ import pytorch_lightning as pl
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    RandomSampler,
-    SequentialSampler,
-    TensorDataset,
-    default_collate,
-)
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
 
 from datamodules.augmentation import crop_and_flip
+from datamodules.sampling import EvaluationBatches, TrainingBatches, epoch_seed
 
-Batch = tuple[Tensor, Tensor]
+# images, labels, and what a data set knows of each image besides
+Batch = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Data sets of (uint8 image (C, H, W), label); a TensorDataset is indexed a batch at a time."""
+    """Data sets of (uint8 image (C, H, W), label, …); a TensorDataset is indexed a batch at a time.
+
+    Images that are not in memory are training images under keys (row, seed of the augmentation), others under rows.
+    """
 
     train: Dataset
     val: Dataset
@@ -47,12 +44,16 @@ class ImageData(pl.LightningDataModule):
         mean, std: per channel, of pixels from 0 to 1; ``auto`` measures them on the training images.
         num_workers: processes that decode images which are not in memory.
 
+    Attributes:
+        extras: names of the tensors that follow the labels in a batch.
+
     Raises:
         ValueError: a value outside its range.
     """
 
     input_shape: tuple[int, int, int]
     class_names: list[str]
+    extras: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class ImageData(pl.LightningDataModule):
         self.mean, self.std = mean, std
         self.num_workers = num_workers
         self.splits: Splits | None = None
+        self.stream: tuple[int, int] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -128,25 +130,45 @@ class ImageData(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """uint8 images (N, C, H, W) on the training device to normalized float ones, augmented while training."""
-        images, labels = batch
+        images, *rest = batch
         in_memory = self.splits is not None and isinstance(self.splits.train, TensorDataset)
         if self.trainer is not None and self.trainer.training and in_memory:
             images = crop_and_flip(images, self.pad, self.flip)
-        return self.normalize(images), labels
+        return self.normalize(images), *rest
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) to float of mean 0 and deviation 1 a channel."""
         self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
         return images.float().sub_(self._mean).div_(self._std)
 
+    def begin_phase(self, seed: int, phase: int) -> None:
+        """The order of the epochs that follow is that of phase number ``phase`` of a run with this seed."""
+        self.stream = (seed, phase)
+
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self._loaded.train, self.batch_size, shuffle=True)
+        images: Any = self._loaded.train
+        keyed = not isinstance(images, TensorDataset)
+        return self._loader(
+            images, TrainingBatches(len(images), self.batch_size, self._epoch_seed, *self._process, keyed=keyed)
+        )
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self._loaded.val, self.eval_batch_size)
+        return self._evaluation(self._loaded.val)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self._loaded.test, self.eval_batch_size)
+        return self._evaluation(self._loaded.test)
+
+    def _evaluation(self, images: Any) -> DataLoader:
+        return self._loader(images, EvaluationBatches(len(images), self.eval_batch_size, *self._process))
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _epoch_seed(self) -> int:
+        if self.stream is None or self.trainer is None:
+            return int(torch.randint(2**31, ()))
+        return epoch_seed(*self.stream, self.trainer.current_epoch)
 
     @property
     def _loaded(self) -> Splits:
@@ -154,17 +176,20 @@ class ImageData(pl.LightningDataModule):
         assert self.splits is not None
         return self.splits
 
-    def _loader(self, images: Any, batch_size: int, shuffle: bool = False) -> DataLoader:
-        # a last batch of one image would leave BatchNorm without a variance
-        drop_last = shuffle and len(images) >= batch_size
+    def _loader(self, images: Any, batches: Sampler[Any]) -> DataLoader:
+        # its own generator, since starting a loader would else take one of the epoch's random numbers
+        generator = torch.Generator()
         if isinstance(images, TensorDataset):
-            order = RandomSampler(images) if shuffle else SequentialSampler(images)
-            batches = BatchSampler(order, batch_size, drop_last)
-            # its own generator, since starting a loader would else take one of the epoch's random numbers
-            return DataLoader(images, sampler=batches, batch_size=None, generator=torch.Generator())
+            return DataLoader(images, sampler=batches, batch_size=None, generator=generator)
         return DataLoader(
-            images, batch_size, shuffle, num_workers=self.num_workers, drop_last=drop_last, collate_fn=collate_present
-        )  # fmt: skip
+            images,
+            batch_sampler=batches,
+            collate_fn=collate_present,
+            generator=generator,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 # of torchvision's pretrained models; for images too many to be measured first

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
@@ -33,6 +33,8 @@ class ImageFolder(ImageData):
         image_size: pixels of a side, or (height, width), that images are scaled and cropped to; ``auto`` is the size
             of the first training image.
         in_memory: ``auto`` when the decoded images take no more than ``memory_limit`` bytes.
+        eval_resize: pixels the shorter side is scaled to before the centre crop to ``image_size`` where images are not
+            augmented (256 for a crop of 224 is ImageNet's custom); None crops as little as the shape allows.
         cache_dir: folder of the decoded arrays.
         skip_unreadable: leave unreadable files out instead of refusing them.
 
@@ -44,6 +46,7 @@ class ImageFolder(ImageData):
         self,
         root: str,
         image_size: int | Sequence[int] | Literal["auto"] = "auto",
+        eval_resize: int | None = None,
         in_memory: bool | Literal["auto"] = "auto",
         memory_limit: float = 4e9,
         cache_dir: str = "~/.cache/offramp",
@@ -59,6 +62,9 @@ class ImageFolder(ImageData):
             raise ValueError(f"Expected at least two class folders in {self.root / 'train'}, found one.")
         self.samples = {split: _samples(self.root / name, self.class_names) for split, name in names.items()}
         self.size = _size(self.samples["train"], image_size)
+        if eval_resize is not None and eval_resize < max(self.size):
+            raise ValueError(f"Expected dataset.eval_resize of at least {max(self.size)}, got {eval_resize}.")
+        self.fit = partial(fitted, size=self.size, resize=eval_resize)
         self.input_shape = (3, *self.size)
         memory = sum(map(len, self.samples.values())) * 3 * self.size[0] * self.size[1]
         self.in_memory = memory <= memory_limit if in_memory == "auto" else in_memory
@@ -72,18 +78,21 @@ class ImageFolder(ImageData):
         return self.split_in_memory(read["train"], read["test"])
 
     def _decoded(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        images, positions = decoded([file for file, _ in samples], self.size, self.cache, self.skip_unreadable)
+        images, positions = decoded([file for file, _ in samples], self.fit, self.cache, self.skip_unreadable)
         labels = torch.tensor([label for _, label in samples])[torch.from_numpy(positions)]
         return torch.from_numpy(images).permute(0, 3, 1, 2), labels
 
     def _streamed(self) -> Splits:
         train, test = self.samples["train"], self.samples["test"]
-        augmenting, plain = _transforms(self.size, self.flip)
+        mirror = [v2.RandomHorizontalFlip()] if self.flip else []
+        augmenting = v2.Compose([v2.RandomResizedCrop(self.size), *mirror, v2.PILToTensor()])
+        plain = v2.Compose([self.fit, v2.PILToTensor()])
         if "val" in self.samples:
             parts: list[Dataset] = [self._files(train, augmenting), self._files(self.samples["val"], plain)]
         else:
             rows, val_rows = self.stratified([label for _, label in train])
-            parts = [Subset(self._files(train, augmenting), rows), Subset(self._files(train, plain), val_rows)]  # type: ignore[arg-type]
+            train, val = ([train[row] for row in chosen] for chosen in (rows, val_rows))
+            parts = [self._files(train, augmenting), self._files(val, plain)]
         return Splits(parts[0], parts[1], self._files(test, plain))
 
     def _files(self, samples: Samples, transform: v2.Transform) -> Dataset:
@@ -91,7 +100,10 @@ class ImageFolder(ImageData):
 
 
 class ImageFiles(Dataset):
-    """Images decoded when they are asked for; None for one that cannot be read and may be skipped."""
+    """Images decoded when they are asked for, by row, or by (row, seed of the random transforms).
+
+    None for one that cannot be read and may be skipped.
+    """
 
     def __init__(self, samples: Samples, transform: v2.Transform, skip_unreadable: bool):
         self.samples, self.transform, self.skip_unreadable = samples, transform, skip_unreadable
@@ -99,10 +111,13 @@ class ImageFiles(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
-        file, label = self.samples[index]
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int] | None:
+        row, seed = key if isinstance(key, tuple) else (key, None)
+        file, label = self.samples[row]
         try:
-            with Image.open(file) as image:
+            with Image.open(file) as image, torch.random.fork_rng(devices=[]):
+                if seed is not None:
+                    torch.default_generator.manual_seed(seed)
                 return self.transform(as_rgb(image)), label
         except Exception as error:
             if self.skip_unreadable:
@@ -153,9 +168,3 @@ def _first_size(samples: Samples) -> tuple[int, int]:
         with suppress(Exception), Image.open(file) as image:
             return image.height, image.width
     raise UnreadableImage.named(samples[0][0], " and all others")
-
-
-def _transforms(size: tuple[int, int], flip: bool) -> tuple[v2.Transform, v2.Transform]:
-    mirror = [v2.RandomHorizontalFlip()] if flip else []
-    augmenting = v2.Compose([v2.RandomResizedCrop(size), *mirror, v2.PILToTensor()])
-    return augmenting, v2.Compose([partial(fitted, size=size), v2.PILToTensor()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from networks.exits import EarlyExitNetwork
 
-Batch = tuple[Tensor, Tensor]
+Batch = Sequence[Tensor]  # images (N, C, H, W), labels (N,), and what the data set knows besides
 MakeOptimizer = Callable[..., Optimizer]
 
 
@@ -62,9 +62,9 @@ class Classifier(pl.LightningModule):
             part.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch
+        images, labels = batch[:2]
         loss = self.loss(self.logits(images), labels)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -77,7 +77,7 @@ class Classifier(pl.LightningModule):
         return self._evaluated(batch)
 
     def _evaluated(self, batch: Batch) -> dict[str, Any]:
-        images, labels = batch
+        images, labels = batch[:2]
         return {"logits": self.network(images), "labels": labels}
 
     def fresh_optimizer(self) -> Optimizer:

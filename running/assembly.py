@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,6 +18,10 @@ from networks.chain import Chain
 from networks.exits import EarlyExitNetwork, with_exits
 from running.hardware import pick_precision
 from running.phases import Phase
+from storage.run_directory import RunDirectory
+from storage.weights import read_weights, start_from
+
+log = logging.getLogger(__name__)
 
 # these describe a node to the run, its target does not take them
 DESCRIPTIVE = ("name", "epochs")
@@ -45,6 +51,32 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = pick_precision(cfg.trainer.accelerator)
     cfg.run_dir = str(folder)
+
+
+def load_weights(source: str | None, network: EarlyExitNetwork, run_dir: RunDirectory) -> None:
+    """Starts the network from earlier weights, unless the run has checkpoints of its own.
+
+    Raises:
+        OSError, ValueError: no such file, no weights in it, or those of another backbone.
+    """
+    if source is None or run_dir.checkpoints:
+        return
+    if fresh := start_from(network, read_weights(source), str(source)):
+        log.info("%s has no weights for %d tensors, which start untrained: %s, ...", source, len(fresh), fresh[0])
+
+
+def in_memory_format(cfg: DictConfig, network: EarlyExitNetwork) -> None:
+    """Memory format and compilation, as the config has them."""
+    if cfg.channels_last:
+        network.to(memory_format=torch.channels_last)
+    if cfg.compile:
+        network.compile()
+        network.chain.compile()
+
+
+def build_callbacks(nodes: DictConfig | None) -> list[Any]:
+    """Callbacks or loggers, each from its node; one that is null is left out."""
+    return [built(node) for node in (nodes or {}).values() if node is not None]
 
 
 def record(cfg: DictConfig, data: ImageData) -> None:

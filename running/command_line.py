@@ -6,25 +6,28 @@ import difflib
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
     InstantiationException,
     MissingConfigException,
 )
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-SHOW_ALL = "HYDRA_FULL_ERROR" in os.environ  # the user's, read before run_main sets it
-CONF = Path(__file__).parents[1] / "conf"
+from running import sweep
+from running.interruption import Stopped, end_stopped, stopping
+
+# the user's wish, read before run_main sets it; the processes of a launcher inherit both
+SHOW_ALL = "HYDRA_FULL_ERROR" in os.environ and "OFFRAMP_ONE_LINE" not in os.environ
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers: what installs them
 
 
 class Refused(Exception):
@@ -54,22 +57,38 @@ def _reason(error: BaseException) -> str:
 
 def run_main(main: Callable[[], None]) -> None:
     """Runs a Hydra entry point; what it refuses ends with status 1 and one line. HYDRA_FULL_ERROR=1 shows all of it."""
-    # torchvision and fvcore still script functions when they are imported
-    warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", FutureWarning)
-    if SHOW_ALL:
-        main()
-        return
+    if not SHOW_ALL:
+        os.environ["OFFRAMP_ONE_LINE"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would otherwise print over many lines
     try:
-        main()
-    except (CompactHydraException, OmegaConfBaseException) as error:
-        stop(_composition(error))
-    except Refused as error:
-        stop(str(error))
-    except ValueError as error:
-        if not str(error).startswith("Config group override"):  # Hydra's only other refusal: group=null
+        with stopping():
+            main()
+    except Stopped as stopped:
+        if sweep.running is None:
+            end_stopped(stopped, "hydra.run.dir", "<folder>")
+        sweep.report(sweep.running)
+        end_stopped(stopped, "hydra.sweep.dir", sweep.running)
+    except Exception as error:
+        reason = _refusal(error)
+        if sweep.running is not None:
+            sweep.report(sweep.running)
+            reason = reason or f"The sweep broke off: {type(error).__name__}: {_one_line(str(error))}"
+        if SHOW_ALL or reason is None:
             raise
-        stop(_one_line(str(error)))
+        stop(reason)
+
+
+def _refusal(error: Exception) -> str | None:
+    """One line for what Hydra itself refuses, None for anything else."""
+    if isinstance(error, (CompactHydraException, OmegaConfBaseException)):
+        return _composition(error)
+    text = _one_line(str(error))
+    if isinstance(error, ValueError) and text.startswith("Config group override"):  # group=null
+        return text
+    if isinstance(error, OSError) and error.filename:  # a folder for the run that cannot be made
+        return f"Cannot write to {error.filename}: {error.strerror}; choose another hydra.run.dir or hydra.sweep.dir."
+    return None
 
 
 def stop(reason: str) -> NoReturn:
@@ -78,24 +97,11 @@ def stop(reason: str) -> NoReturn:
     sys.exit(1)
 
 
-def end_job(error: Refused) -> NoReturn:
-    """Ends a job that was refused: alone with its one line, in a sweep so that the other jobs still run."""
-    config = HydraConfig.get()
-    _remove_if_empty(Path(config.runtime.output_dir))
-    if config.mode == RunMode.MULTIRUN:
-        print(f"error in job {config.job.num}: {error}", file=sys.stderr)
-        raise error
-    stop(str(error))
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _composition(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and choice in EXTRAS:
+            return f"{group}={choice} needs a package: pip install '.[{EXTRAS[choice]}]'"
         return f"{group}={choice} is not an option; {group} is one of {', '.join(_choices(group))}."
     text = str(error)
     if isinstance(error, ConfigCompositionException) and (key := re.search(r"Could not override '([^'@]+)", text)):

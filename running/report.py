@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from omegaconf import DictConfig
 from rich.table import Table
+
+from running.figures import curves_figure, exit_figure, save
 
 
 def result_table(metrics: Mapping[str, float], title: str) -> Table:
@@ -22,3 +26,10 @@ def result_table(metrics: Mapping[str, float], title: str) -> Table:
 
 def _cells(accuracy: float, macs: float, share: float) -> list[str]:
     return [f"{accuracy:.4f}", f"{macs / 1e6:.2f} M", f"{share:.1%}"]
+
+
+def write_figures(metrics: Mapping[str, float], folder: Path, cfg: DictConfig) -> None:
+    """``figures/exits.png``: what each exit achieves and costs. ``figures/curves.png``: the accuracies in training."""
+    title = f"{cfg.backbone.name}, {cfg.method.name}, {cfg.dataset.name}"
+    save(exit_figure(metrics, title), folder / "figures" / "exits.png")
+    save(curves_figure(folder / "metrics.csv"), folder / "figures" / "curves.png")

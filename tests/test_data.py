@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from datamodules.augmentation import crop_and_flip
-from datamodules.cifar import Cifar
 from datamodules.digits import Digits
 from datamodules.image_data import channel_moments
 from datamodules.image_folder import ImageFolder
@@ -98,7 +95,7 @@ def test_shifts_and_mirrors_are_uniform() -> None:
 
 def test_a_training_batch_is_augmented_and_a_validation_batch_is_not(make_folder, tmp_path) -> None:
     class Trainer:
-        training = True
+        training, global_rank, world_size = True, 0, 1
 
     data = ImageFolder(str(make_folder()), cache_dir=str(tmp_path / "cache"))
     data.setup()
@@ -119,38 +116,3 @@ def test_an_epoch_has_every_image_once_in_a_new_order() -> None:
     assert len(epochs[0]) == len(data.splits.train) // 64 * 64
     assert not torch.equal(*epochs)
     assert sum(len(images) for images, _ in data.test_dataloader()) == 360
-
-
-@pytest.mark.parametrize("classes", [10, 100])
-def test_cifar_is_read_from_files_of_its_format(tmp_path, monkeypatch, classes: int) -> None:
-    data = Cifar(str(tmp_path), classes)
-    monkeypatch.setattr(data.kind, "_check_integrity", lambda self: True)
-    monkeypatch.setattr(data.kind, "_load_meta", lambda self: setattr(self, "classes", list("abcdefghij")))
-    folder = tmp_path / data.kind.base_folder
-    folder.mkdir()
-    noise = np.random.default_rng(0)
-    written = {}
-    for name, _ in data.kind.train_list + data.kind.test_list:
-        pixels = noise.integers(0, 256, (100, 3072), dtype=np.uint8)
-        key = "labels" if classes == 10 else "fine_labels"
-        (folder / name).write_bytes(pickle.dumps({"data": pixels, key: [i % 10 for i in range(100)]}))
-        written[name] = pixels
-    data.setup()
-    images, labels = data.splits.test.tensors
-    test = written[data.kind.test_list[0][0]]
-    np.testing.assert_array_equal(images.reshape(100, -1), test)
-    assert labels.tolist() == [i % 10 for i in range(100)]
-    assert len(data.splits.train) + len(data.splits.val) == 100 * len(data.kind.train_list)
-
-
-def test_cifar_without_network_says_what_to_do(tmp_path, monkeypatch) -> None:
-    data = Cifar(str(tmp_path))
-
-    def unreachable(self) -> None:
-        raise OSError("no route")
-
-    monkeypatch.setattr(data.kind, "download", unreachable)
-    with pytest.raises(OSError, match=r"put cifar-10-python.tar.gz into .* or use dataset=digits"):
-        data.setup()
-    with pytest.raises(ValueError, match="of 10 or 100, got 20"):
-        Cifar(str(tmp_path), 20)

@@ -113,7 +113,7 @@ def test_streamed_images_are_fitted_and_mirrored_as_those_in_memory(make_folder,
     assert torch.equal(images, memory.splits.test.tensors[0])
     unmirrored = ImageFolder(str(root), in_memory=False, flip=False, **options)
     unmirrored.setup()
-    transforms = {data.flip: str(data.splits.train.dataset.transform) for data in (streamed, unmirrored)}
+    transforms = {data.flip: str(data.splits.train.transform) for data in (streamed, unmirrored)}
     assert "Flip" in transforms[True]
     assert "Flip" not in transforms[False]
 

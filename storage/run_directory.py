@@ -1,0 +1,130 @@
+"""The files every run leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from storage.checkpoints import unsealed
+from storage.files import written_aside
+from storage.weights import NAME, write_weights
+
+# may differ when a run is gone on with: they change where and how it is shown, not what it computes
+EXEMPT = (
+    "run_dir",
+    "job.",
+    "logger",
+    "callbacks.progress_bar",
+    "callbacks.cost_table",
+    "trainer.accelerator",
+    "trainer.strategy",
+    "dataset.num_workers",
+    "dataset.cache_dir",
+)
+
+
+class RunDirectory:
+    """Holds a run's files, each of which is whole or not there.
+
+    ``config.yaml``, ``metrics.json``, ``network.safetensors``, ``metrics.csv`` and ``checkpoints/<phase>.ckpt``.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For one process at a time; the hold ends with the process, however that ends.
+
+        Raises:
+            ValueError: another process is at work here.
+            OSError: the folder cannot be written to.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"Another process is at work in {self.path}; wait for its end, or choose another hydra.run.dir."
+            ) from None
+        except OSError as error:
+            raise OSError(f"Cannot write to {self.path}: {error.strerror}; choose another hydra.run.dir.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+            if [file.name for file in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Those to go on from."""
+        return sorted(path for path in self.path.glob("checkpoints/*.ckpt") if ".previous" not in path.suffixes)
+
+    def take_up(self, config: DictConfig) -> dict[str, float] | None:
+        """Goes on with the run that is here: what is ``auto`` in the config is set to what that run picked.
+
+        Returns:
+            Its metrics where it is finished.
+
+        Raises:
+            ValueError: naming the first keys that differ, where it is a run of another config; a damaged checkpoint.
+        """
+        target, finished = self.path / "config.yaml", self.path / "metrics.json"
+        if not target.exists() or not (self.checkpoints or finished.exists()):
+            return None  # nothing to lose
+        stored = OmegaConf.create(target.read_text())
+        for key, value in _flat(OmegaConf.to_container(config, resolve=True)):
+            picked = OmegaConf.select(stored, key)
+            if value == "auto" and picked is not None:
+                OmegaConf.update(config, key, picked, force_add=True)
+        if differing := _differing(stored, config):
+            raise ValueError(
+                f"{self.path} holds a run of another config ({', '.join(differing[:4])}); choose another hydra.run.dir."
+            )
+        if finished.exists():
+            return json.loads(finished.read_text())
+        for checkpoint in self.checkpoints:
+            unsealed(checkpoint)
+        return None
+
+    def write_config(self, config: DictConfig) -> None:
+        """The resolved config."""
+        self._write("config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+    def write_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Flat, sorted by name. Written last: it is what marks a run as finished."""
+        self._write("metrics.json", json.dumps(dict(sorted(metrics.items())), indent=2) + "\n")
+
+    def write_network(self, state: Mapping[str, Tensor]) -> None:
+        """The weights."""
+        write_weights(self.path / NAME, state)
+
+    def _write(self, name: str, content: str) -> None:
+        with written_aside(self.path / name) as file:
+            file.write(content.encode())
+
+
+def _differing(stored: Any, config: DictConfig) -> list[str]:
+    old, new = (dict(_flat(OmegaConf.to_container(node, resolve=True))) for node in (stored, config))
+    return [
+        f"{key} {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if not key.startswith(EXEMPT) and old.get(key) != new.get(key)
+    ]
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
