@@ -106,7 +106,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def fitted(image: Image.Image, size: tuple[int, int], resize: int | None = None) -> Image.Image:
-    """Scaled to a shorter side of ``resize``, or no more than needed, and centre-cropped to ``size`` (height, width)."""
+    """Scaled to a shorter side of ``resize``, or just large enough, and centre-cropped to ``size`` (height, width)."""
     if resize is not None:
         return F.center_crop(F.resize(image, [resize]), list(size))
     height, width = size

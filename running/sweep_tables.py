@@ -46,13 +46,13 @@ def over_seeds(jobs: pd.DataFrame) -> pd.DataFrame | None:
 
     Returns:
         A row a group: the overrides, ``seeds`` (how many), ``<metric>/mean`` and ``<metric>/std``. None where the seed
-        was not swept.
+        was not swept, or nothing is finished.
     """
     keys = swept(jobs)
-    if "seed" not in keys:
+    metrics = [name for name in jobs if name.startswith("test/")]
+    if "seed" not in keys or not metrics:
         return None
     groups = [key for key in keys if key != "seed"]
-    metrics = [name for name in jobs if name.startswith("test/")]
     finished = jobs[jobs.status == "finished"].assign(all="")
     grouped = finished.groupby(groups or ["all"], dropna=False, sort=False)
     table = grouped[metrics].agg(["mean", "std"])
