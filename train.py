@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """
     # torchvision and fvcore still script functions when they are imported
     warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", FutureWarning)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts when it is imported first
     # imported here, so that --help and --cfg job need not wait for torch
     import pytorch_lightning as pl
     from rich.console import Console

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from running.figures import save
+from callbacks.figures import save
 
 ROOT = Path(__file__).parents[1]
 RUN = [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -19,6 +19,7 @@ class Outcome:
     """Of a run; its metrics are there once it is finished."""
 
     metrics: Mapping[str, float] | None = None
+    status: Literal["finished", "failed", "interrupted"] = "failed"
 
 
 @contextmanager
@@ -28,17 +29,21 @@ def following(parts: Sequence[Any], cfg: DictConfig, network: nn.Module, folder:
     The status is ``finished``, ``failed`` or ``interrupted``; metrics are None unless it is finished.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
-    for part in parts:
-        if hasattr(part, "begin_run"):
-            part.begin_run(config)
-    outcome, status = Outcome(), "failed"
-    try:
-        yield outcome
-        status = "finished"
-    except Stopped:
-        status = "interrupted"
-        raise
-    finally:
+    outcome = Outcome()
+    with ExitStack() as ends:  # each is told, whatever another one raises
         for part in parts:
             if hasattr(part, "end_run"):
-                part.end_run(outcome.metrics if status == "finished" else None, network, folder, status)
+                ends.callback(_end, part, outcome, network, folder)
+            if hasattr(part, "begin_run"):
+                part.begin_run(config)
+        try:
+            yield outcome
+            outcome.status = "finished"
+        except Stopped:
+            outcome.status = "interrupted"
+            raise
+
+
+def _end(part: Any, outcome: Outcome, network: nn.Module, folder: Path) -> None:
+    metrics = outcome.metrics if outcome.status == "finished" else None
+    part.end_run(metrics, network, folder, outcome.status)

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.table import Table
 
-from running.figures import curves_figure, exit_figure, save
+from callbacks.figures import curves_figure, exit_figure, exit_rows, save
 
 
 def result_table(metrics: Mapping[str, float], title: str) -> Table:
@@ -16,16 +16,11 @@ def result_table(metrics: Mapping[str, float], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("exit", "accuracy", "MACs", "share"):
         table.add_column(column, justify="right")
-    exits = sum(name.endswith("/acc") for name in metrics) - 1
-    for k in range(1, exits + 1):
-        row = [metrics[f"test/exit_{k}/{name}"] for name in ("acc", "macs", "fraction")]
-        table.add_row(str(k), *_cells(*row), end_section=k == exits)
-    table.add_row("adaptive", *_cells(metrics["test/acc"], metrics["test/macs"], 1.0))
+    *exits, adaptive = exit_rows(metrics)
+    for row in (*exits, adaptive):
+        cells = (f"{row.accuracy:.4f}", f"{row.macs / 1e6:.2f} M", f"{row.share:.1%}")
+        table.add_row(row.exit, *cells, end_section=row is exits[-1])
     return table
-
-
-def _cells(accuracy: float, macs: float, share: float) -> list[str]:
-    return [f"{accuracy:.4f}", f"{macs / 1e6:.2f} M", f"{share:.1%}"]
 
 
 def write_figures(metrics: Mapping[str, float], folder: Path, cfg: DictConfig) -> None:

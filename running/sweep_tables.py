@@ -63,11 +63,11 @@ def over_seeds(jobs: pd.DataFrame) -> pd.DataFrame | None:
 
 def write_tables(jobs: pd.DataFrame, folder: Path) -> None:
     """``sweep.csv`` (all columns), ``sweep.md`` (those to look at), ``sweep_over_seeds.csv`` where seeds were swept."""
-    text = f"# Sweep {folder.name}\n\n{_shown(jobs).to_markdown(index=False)}\n"
+    text = f"# Sweep {folder.name}\n\n{_markdown(_shown(jobs))}\n"
     _write(folder / "sweep.csv", jobs.to_csv(index=False, lineterminator="\n"))
     if (means := over_seeds(jobs)) is not None:
         _write(folder / "sweep_over_seeds.csv", means.to_csv(index=False, lineterminator="\n"))
-        text += f"\nMean ± standard deviation over seeds\n\n{_plus_minus(means).to_markdown(index=False)}\n"
+        text += f"\nMean ± standard deviation over seeds\n\n{_markdown(_plus_minus(means))}\n"
     _write(folder / "sweep.md", text)
 
 
@@ -98,6 +98,10 @@ def _plus_minus(means: pd.DataFrame, first: int | None = None) -> pd.DataFrame:
             "-" if pd.isna(mean) else f"{_number(name, mean)} ± {_number(name, std)}" for mean, std in pairs
         ]
     return table
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    return table.map(lambda cell: str(cell).replace("|", "\\|")).to_markdown(index=False, disable_numparse=True)
 
 
 def _title(metric: str) -> str:
