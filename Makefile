@@ -13,6 +13,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --durations=5
 
 test-slow: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[ray]'
 	$(PY) -m pytest -m slow --durations=10
 
 bench: $(READY)

@@ -51,14 +51,15 @@ class Job:
 def run_job(train: Train, cfg: DictConfig) -> float:
     """Trains; gives the test accuracy, NaN for a job of a sweep that failed."""
     config = HydraConfig.get()
-    folder = Path(config.runtime.output_dir)
+    folder = Path(config.runtime.cwd, config.runtime.output_dir)
     if config.mode == RunMode.MULTIRUN:
         job = Job(config.job.num, str(folder), list(config.overrides.task))
         if not config.launcher._target_.endswith("BasicLauncher"):
             # a line an epoch: the progress bars of jobs side by side would draw over each other
             os.environ["TTY_COMPATIBLE"] = "0"
         cfg.job = {"sweep": sweep_name(config.sweep.dir), "number": job.number}
-        return _job_of_a_sweep(train, cfg, job, Path(config.sweep.dir))
+        # a launcher's process may have another working directory
+        return _job_of_a_sweep(train, cfg, job, Path(config.runtime.cwd, config.sweep.dir))
     try:
         return train(cfg, folder)["test/acc"]
     except Refused as error:

@@ -9,6 +9,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from callbacks.figures import save
+from running.sweep_figure import sweep_figure
 from storage.files import written_aside
 
 STATE = ["job", "status", "reason"]
@@ -62,13 +64,19 @@ def over_seeds(jobs: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def write_tables(jobs: pd.DataFrame, folder: Path) -> None:
-    """``sweep.csv`` (all columns), ``sweep.md`` (those to look at), ``sweep_over_seeds.csv`` where seeds were swept."""
+    """Writes the files of a sweep.
+
+    ``sweep.csv`` (all columns), ``sweep.md`` (those to look at), ``sweep_over_seeds.csv`` where seeds were swept, and
+    ``sweep.png`` (accuracy against MACs) where a job is finished.
+    """
     text = f"# Sweep {folder.name}\n\n{_markdown(_shown(jobs))}\n"
     _write(folder / "sweep.csv", jobs.to_csv(index=False, lineterminator="\n"))
     if (means := over_seeds(jobs)) is not None:
         _write(folder / "sweep_over_seeds.csv", means.to_csv(index=False, lineterminator="\n"))
         text += f"\nMean ± standard deviation over seeds\n\n{_markdown(_plus_minus(means))}\n"
     _write(folder / "sweep.md", text)
+    if {"test/acc", "test/macs"} <= set(jobs):
+        save(sweep_figure(jobs, swept(jobs), f"Sweep {folder.name}"), folder / "sweep.png")
 
 
 def print_tables(jobs: pd.DataFrame, folder: Path) -> None:

@@ -13,11 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from matplotlib.collections import PathCollection
 
 from running.jobs import Job
+from running.sweep_figure import sweep_figure
 from running.sweep_tables import over_seeds, read_jobs, swept, write_tables
 from tests.cases import SMALL
 from tests.conftest import ROOT, composed
@@ -68,6 +71,21 @@ def test_the_tables_of_a_sweep(tmp_path) -> None:
     assert "0.9167 ± 0.0208" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows[:8]}) == 1
+
+
+def test_the_picture_of_a_sweep_has_a_point_a_job_and_one_a_group(tmp_path) -> None:
+    jobs = noted(tmp_path)
+    axes = sweep_figure(jobs, swept(jobs), "a sweep").axes[0]
+    points = np.concatenate([part.get_offsets() for part in axes.collections if isinstance(part, PathCollection)])
+    done = jobs[jobs.status == "finished"]
+    np.testing.assert_allclose(
+        sorted(map(tuple, points)), sorted(zip(done["test/macs"] / 1e6, 100 * done["test/acc"], strict=True))
+    )
+    means = [line.get_xydata()[0] for line in axes.lines if line.get_marker() in "os"]
+    expected = done.groupby("method", sort=False)["test/acc"].mean() * 100
+    np.testing.assert_allclose([y for _, y in means], expected)
+    write_tables(jobs, tmp_path)
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def hydra_config(*overrides: str):
