@@ -67,7 +67,7 @@ def run_main(main: Callable[[], None]) -> None:
     except Stopped as stopped:
         if sweep.running is None:
             end_stopped(stopped, "hydra.run.dir", "<folder>")
-        sweep.report(sweep.running)
+        sweep.report(sweep.running, hint=False)
         end_stopped(stopped, "hydra.sweep.dir", sweep.running)
     except Exception as error:
         reason = _refusal(error)

@@ -33,8 +33,12 @@ class SweepReport(Callback):
 running: Path | None = None
 
 
-def report(folder: Path) -> bool:
-    """Writes and prints the tables of a sweep; gives whether every job of it that was begun is finished."""
+def report(folder: Path, hint: bool = True) -> bool:
+    """Writes and prints the tables of a sweep, and how to run what is not finished.
+
+    Returns:
+        Whether every job of it that was begun is finished.
+    """
     from running.sweep_tables import print_tables, read_jobs, write_tables
 
     jobs = read_jobs(folder)
@@ -43,7 +47,7 @@ def report(folder: Path) -> bool:
     write_tables(jobs, folder)
     print_tables(jobs, folder)
     finished = int((jobs.status == "finished").sum())
-    if finished < len(jobs):
+    if hint and finished < len(jobs):
         print(
             f"{len(jobs) - finished} of {len(jobs)} jobs are not finished. To run those alone: "
             f"{again('hydra.sweep.dir', folder)}",
