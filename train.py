@@ -11,6 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from running.command_line import refusing_bad_input, run_main
+from running.interruption import is_first
 from running.jobs import run_job
 
 
@@ -52,7 +53,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     from running.failures import refusing_failures
     from running.following import following
     from running.phases import check, quiet_lightning, run_phases
-    from running.processes import is_first, processes
+    from running.processes import processes
     from running.report import result_table, write_figures
     from storage.run_directory import RunDirectory
 

@@ -61,26 +61,26 @@ def left_alone(folder: Path) -> int:
 
 def epochs_in(folder: Path) -> int:
     """Epochs in ``metrics.csv``, of all phases."""
-    return len({(row["phase"], row["epoch"]) for row in rows(folder)})
+    return sum(row.get("train/loss", "") != "" for row in rows(folder))
 
 
 def killed(folder: Path, kills: int, epochs: int, seed: int = 0) -> list[Start]:
     """Starts the run until it has been killed ``kills`` times, then lets it end.
 
-    Each start is killed a random time, up to 3 seconds, after an epoch that was drawn from the run's ``epochs``, or
-    after its own beginning where that epoch is there already.
+    Each start is killed a random time, up to 2 seconds, after an epoch that was drawn from the first seven tenths of
+    the run's ``epochs``, or after its own beginning where that epoch is there already.
 
     Raises:
         RuntimeError: a start ended by itself with an error, or the run ended before it was killed that often.
     """
     random, starts, origin = np.random.default_rng(seed), [], time.perf_counter()
-    moments = sorted(random.integers(0, epochs - 1, kills))
+    moments = sorted(random.integers(0, 7 * epochs // 10, kills))
     while True:
         begun = time.perf_counter() - origin
         with (folder.parent / "errors.txt").open("w+") as errors:
             process = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
             if len(starts) < kills:
-                _kill(process, folder, moments[len(starts)], random.uniform(0, 3))
+                _kill(process, folder, moments[len(starts)], random.uniform(0, 2))
             status = process.wait()
             starts.append(Start(begun, time.perf_counter() - origin - begun, epochs_in(folder), status == -9))
             if status != -9:

@@ -32,18 +32,21 @@ class FiniteLoss(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.losses: list[Tensor] = []
+        self.steps: list[int] = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[no-untyped-def]
-        self.losses.append(outputs["loss"].detach())
+        self.losses.append(outputs["loss"].detach().float())
+        self.steps.append(trainer.global_step - 1)
         last = trainer.is_last_batch
         if len(self.losses) < self.every_n_steps and not last:
             return
-        losses = torch.stack(self.losses).double()
+        losses = torch.stack(self.losses)
         if trainer.world_size > 1:  # a sum with a NaN of any process is NaN in all of them
             losses = trainer.strategy.reduce(losses, reduce_op="sum")
         if bad := (~losses.isfinite()).nonzero().flatten().tolist():
-            self._stop(trainer, f"The loss is {losses[bad[0]].item()}", trainer.global_step - len(losses) + bad[0])
+            self._stop(trainer, f"The loss is {losses[bad[0]].item()}", self.steps[bad[0]])
         self.losses.clear()
+        self.steps.clear()
         if last and not all(weight.isfinite().all() for weight in pl_module.parameters() if weight.requires_grad):
             self._stop(trainer, "A weight is not finite", trainer.global_step - 1)
 
@@ -52,6 +55,5 @@ class FiniteLoss(pl.Callback):
         kept = f"the checkpoint of epoch {done} is kept" if done else "the phase has no checkpoint yet"
         raise NonFiniteLoss(
             f"{what} in phase {self.phase}, epoch {done + 1}, step {step} of the phase; {kept}. "
-            "Lower optimizer.lr, lengthen scheduler.make.warmup or set trainer.gradient_clip_val, "
-            "in a new run directory."
+            "Lower optimizer.lr, or set trainer.gradient_clip_val, in a new run directory."
         )

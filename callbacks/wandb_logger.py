@@ -93,7 +93,7 @@ class WandbLogger(LightningWandbLogger):
         import wandb
 
         wandb.setup(wandb.Settings(silent=True, console="off"))
-        self.phase_index = 0
+        self.phase_index, self.lost = 0, False
         self._id = self._stored_id()
         self._remove_empty()
         mode = self._chosen_mode()
@@ -173,7 +173,14 @@ class WandbLogger(LightningWandbLogger):
         if step is not None:
             self.last_step = self.first_step + step
         place = {"phase": self.phase, "phase_index": self.phase_index, "step": self.last_step}
-        self.experiment.log({**metrics, **place})
+        import wandb
+
+        try:
+            self.experiment.log({**metrics, **place})
+        except (wandb.errors.Error, OSError) as error:  # its own process is gone: no reason for the run to end
+            if not self.lost:
+                print(f"W&B: lost, the run goes on without it: {_line(error)}", flush=True)
+            self.lost = True
 
     @rank_zero_only
     def end_run(self, metrics: Mapping[str, float] | None, network: nn.Module, folder: Path, status: str) -> None:

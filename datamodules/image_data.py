@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,8 +73,9 @@ class ImageData(pl.LightningDataModule):
             raise ValueError(f"Expected dataset.val_fraction between 0 and 1, got {val_fraction}.")
         if not isinstance(pad, int) or pad < 0:
             raise ValueError(f"Expected dataset.pad to be a whole number of at least 0, got {pad}.")
-        if min(batch_size, eval_batch_size) < 1:
-            raise ValueError(f"Expected batch sizes of at least 1, got {batch_size} and {eval_batch_size}.")
+        for key, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"Expected dataset.{key} to be a whole number of at least 1, got {size}.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.pad, self.flip = pad, flip
@@ -189,7 +191,13 @@ class ImageData(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_begin_worker,
         )
+
+
+def _begin_worker(worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the process that trains ends its workers
 
 
 # of torchvision's pretrained models; for images too many to be measured first

@@ -48,6 +48,9 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
     for key in ("channels_last", "compile"):
         if not isinstance(cfg[key], bool):
             raise ValueError(f"Expected {key} to be true or false, got {cfg[key]}.")
+    for key in ("logger.csv", "callbacks.exit_metrics"):
+        if OmegaConf.select(cfg, key) is None:
+            raise ValueError(f"Expected {key} to be there: what a run leaves is made of it.")
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = pick_precision(cfg.trainer.accelerator)
     cfg.run_dir = str(folder)
@@ -61,6 +64,8 @@ def load_weights(source: str | None, network: EarlyExitNetwork, run_dir: RunDire
     """
     if source is None or run_dir.checkpoints:
         return
+    if not isinstance(source, str):
+        raise ValueError(f"Expected weights to be a file or a run directory, got {source}.")
     if fresh := start_from(network, read_weights(source), str(source)):
         log.info("%s has no weights for %d tensors, which start untrained: %s, ...", source, len(fresh), fresh[0])
 

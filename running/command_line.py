@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +23,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from running import sweep
-from running.interruption import Stopped, end_stopped, stopping
+from running.interruption import Stopped, again, end_stopped, stopping
 
 # the user's wish, read before run_main sets it; the processes of a launcher inherit both
 SHOW_ALL = "HYDRA_FULL_ERROR" in os.environ and "OFFRAMP_ONE_LINE" not in os.environ
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENOSPC}
+LOST = ("TerminatedWorkerError", "BrokenProcessPool")  # joblib's
 EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers: what installs them
 
 
@@ -63,20 +67,39 @@ def run_main(main: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would otherwise print over many lines
     try:
         with stopping():
-            main()
+            while _is_to_go_on(main):
+                pass
     except Stopped as stopped:
-        if sweep.running is None:
-            end_stopped(stopped, "hydra.run.dir", "<folder>")
-        sweep.report(sweep.running, hint=False)
-        end_stopped(stopped, "hydra.sweep.dir", sweep.running)
+        if folder := sweep.end():
+            sweep.report(folder, hint=False)
+            end_stopped(stopped, "hydra.sweep.dir", folder)
+        end_stopped(stopped)
     except Exception as error:
         reason = _refusal(error)
-        if sweep.running is not None:
-            sweep.report(sweep.running)
+        if folder := sweep.end():
+            sweep.report(folder)
             reason = reason or f"The sweep broke off: {type(error).__name__}: {_one_line(str(error))}"
         if SHOW_ALL or reason is None:
             raise
         stop(reason)
+
+
+def _is_to_go_on(main: Callable[[], None]) -> bool:
+    """Runs ``main``; gives whether it was a sweep of which a job's process was killed.
+
+    With that process joblib loses all the jobs that it has not finished, so the sweep is begun again. That comes to an
+    end: see ``running.jobs`` for a job that is killed a second time.
+    """
+    try:
+        main()
+    except Exception as error:
+        if sweep.running is None or type(error).__name__ not in LOST:
+            raise
+        print(f"A job's process was killed ({type(error).__name__}); going on with what is missing.", flush=True)
+        sys.argv = shlex.split(again("hydra.sweep.dir", sweep.end() or ""))[1:]
+        sweep.going_on = True
+        return True
+    return False
 
 
 def _refusal(error: Exception) -> str | None:
@@ -86,7 +109,7 @@ def _refusal(error: Exception) -> str | None:
     text = _one_line(str(error))
     if isinstance(error, ValueError) and text.startswith("Config group override"):  # group=null
         return text
-    if isinstance(error, OSError) and error.filename:  # a folder for the run that cannot be made
+    if isinstance(error, OSError) and error.filename and error.errno in UNWRITABLE:  # the run's folder
         return f"Cannot write to {error.filename}: {error.strerror}; choose another hydra.run.dir or hydra.sweep.dir."
     return None
 
@@ -102,7 +125,8 @@ def _composition(error: Exception) -> str:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if group == "hydra/launcher" and choice in EXTRAS:
             return f"{group}={choice} needs a package: pip install '.[{EXTRAS[choice]}]'"
-        return f"{group}={choice} is not an option; {group} is one of {', '.join(_choices(group))}."
+        known = _choices(group) or sorted(error.options or [])
+        return f"{group}={choice} is not an option; {group} is one of {', '.join(known)}."
     text = str(error)
     if isinstance(error, ConfigCompositionException) and (key := re.search(r"Could not override '([^'@]+)", text)):
         near = _nearest(key[1], error.__cause__)

@@ -11,9 +11,11 @@ import torch
 
 from callbacks.finite_loss import NonFiniteLoss
 from datamodules.decoding import UnreadableImage
+from running import interruption
 from running.command_line import SHOW_ALL, Refused
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+DISK |= {errno.EEXIST, errno.EISDIR, errno.ENOTDIR}
 
 
 @contextmanager
@@ -25,7 +27,9 @@ def refusing_failures(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UnreadableImage, NonFiniteLoss, torch.OutOfMemoryError, OSError) as error:
+    except Exception as error:
+        if interruption.received is not None:  # such as a data set's worker that the signal reached too
+            raise interruption.Stopped(interruption.received) from error
         reason = _reason(error, folder)
         if SHOW_ALL or reason is None:
             raise
@@ -37,11 +41,9 @@ def _reason(error: Exception, folder: Path) -> str | None:
         return error.reason()
     if isinstance(error, torch.OutOfMemoryError):
         return "The GPU's memory is full; lower dataset.batch_size or dataset.eval_batch_size."
-    if isinstance(error, OSError):
-        if error.errno not in DISK:
-            return None
+    if isinstance(error, OSError) and error.errno in DISK:
         return (
             f"Cannot write {error.filename or folder}: {error.strerror}. Nothing before it is lost: mend that, and the "
             "same command with the same hydra.run.dir goes on from the last checkpoint."
         )
-    return str(error)
+    return str(error) if isinstance(error, NonFiniteLoss) else None

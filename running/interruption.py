@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,9 @@ from types import FrameType
 from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FIRST_RANK = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+# the signal that asked this process to end; what fails after it fails because of it
+received: int | None = None
 
 
 class Stopped(BaseException):
@@ -25,11 +31,17 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Raises ``Stopped`` where the first signal finds the program; a second one ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    earlier = {number: signal.signal(number, _stop) for number in SIGNALS}
+    """Raises ``Stopped`` where the first signal finds the program; a second one ends it at once.
+
+    A handler that is there already, such as a job queue's, is left in place.
+    """
+    global received
+    received = None
+    earlier = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                earlier[number] = signal.signal(number, _stop)
     try:
         yield
     finally:
@@ -38,18 +50,47 @@ def stopping() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    global received
+    received = number
     for every in SIGNALS:
         signal.signal(every, signal.SIG_DFL)
     raise Stopped(number)
 
 
+def leave_signals_to_parent() -> None:
+    """For a process that another one ends: a signal to the whole group reaches both."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """Ends this process, at once and silently, soon after its parent has ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def is_first() -> bool:
+    """Whether this process writes the files: the only one, or the first of several that train one network."""
+    return all(os.environ.get(name, "0") == "0" for name in FIRST_RANK)
+
+
 def again(key: str, folder: str | Path) -> str:
     """The command line of this process with its output folder given by ``key``."""
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith(f"{key}=")]
-    return shlex.join(["python", sys.argv[0], *arguments, f"{key}={folder}"])
+    value = str(folder)
+    if not re.fullmatch(r"[\w./~@+:-]+", value):  # Hydra reads it otherwise as a list, a choice, another key
+        value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return shlex.join(["python", sys.argv[0], *arguments, f"{key}={value}"])
 
 
-def end_stopped(stopped: Stopped, key: str, folder: str | Path) -> NoReturn:
+def end_stopped(stopped: Stopped, key: str = "", folder: str | Path | None = None) -> NoReturn:
     """Says how to go on, and exits as a program ended by that signal does."""
-    print(f"Stopped by {stopped}. To go on: {again(key, folder)}", file=sys.stderr)
+    way_on = "before a run began." if folder is None else f"To go on: {again(key, folder)}"
+    print(f"Stopped by {stopped}{' ' if folder is None else '. '}{way_on}", file=sys.stderr)
     sys.exit(128 + stopped.number)

@@ -6,17 +6,20 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from running import sweep
 from running.command_line import Refused, stop
-from running.interruption import Stopped, end_stopped
+from running.interruption import Stopped, end_stopped, end_with_parent, is_first, stopping
 
 Train = Callable[[DictConfig, Path], dict[str, float]]
 
@@ -31,18 +34,49 @@ class Job:
         overrides: what sets it apart, ``key=value``.
         status: how far it came.
         reason: of a failure, in one line.
+        killed: how often its process ended without a word while it ran, or ran beside it.
     """
 
     number: int
     folder: str
     overrides: list[str]
-    status: Literal["running", "finished", "failed", "stopped"] = "running"
+    status: Literal["waiting", "running", "finished", "failed", "stopped"] = "running"
     reason: str = ""
+    killed: int = 0
 
-    def write(self, sweep: Path) -> None:
+    @classmethod
+    def taken_up(cls, number: int, folder: Path, overrides: list[str], sweep_folder: Path) -> Job:
+        """The job, with what it noted when the same sweep began it before."""
+        job = cls(number, str(folder), overrides)
+        note = sweep_folder / ".jobs" / f"{number}.json"
+        if note.exists():
+            earlier = cls(**json.loads(note.read_text()))
+            job.killed = earlier.killed + (earlier.status == "running")
+            if earlier.status == "failed":
+                job.status, job.reason = earlier.status, earlier.reason
+        if job.killed > 1:
+            job.status, job.reason = "failed", "its process was killed, and killed again when it ran alone"
+        return job
+
+    @contextmanager
+    def alone(self, sweep_folder: Path) -> Iterator[None]:
+        """A job that was lost with its process runs beside no other such job, so that it is known which one it is."""
+        if not self.killed:
+            yield
+            return
+        self.status = "waiting"
+        self.write(sweep_folder)
+        with FileLock(sweep_folder / ".jobs" / "alone.lock"):
+            self.status = "running"
+            self.write(sweep_folder)
+            yield
+
+    def write(self, folder: Path) -> None:
         """Notes it in the sweep's folder, each job in a file of its own: jobs run side by side."""
-        target = sweep / ".jobs" / f"{self.number}.json"
+        target = folder / ".jobs" / f"{self.number}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
+        if not is_first():
+            return
         aside = target.with_suffix(".tmp")
         aside.write_text(json.dumps(asdict(self)))
         os.replace(aside, target)
@@ -53,20 +87,29 @@ def run_job(train: Train, cfg: DictConfig) -> float:
     config = HydraConfig.get()
     folder = Path(config.runtime.cwd, config.runtime.output_dir)
     if config.mode == RunMode.MULTIRUN:
-        job = Job(config.job.num, str(folder), list(config.overrides.task))
-        if not config.launcher._target_.endswith("BasicLauncher"):
-            # a line an epoch: the progress bars of jobs side by side would draw over each other
-            os.environ["TTY_COMPATIBLE"] = "0"
-        cfg.job = {"sweep": sweep_name(config.sweep.dir), "number": job.number}
+        _settle_in(config.launcher._target_.rpartition(".")[2])
+        cfg.job = {"sweep": sweep_name(config.sweep.dir), "number": config.job.num}
         # a launcher's process may have another working directory
-        return _job_of_a_sweep(train, cfg, job, Path(config.runtime.cwd, config.sweep.dir))
+        parent = Path(config.runtime.cwd, config.sweep.dir)
+        job = Job.taken_up(config.job.num, folder, list(config.overrides.task), parent)
+        return _job_of_a_sweep(train, cfg, job, parent)
     try:
         return train(cfg, folder)["test/acc"]
     except Refused as error:
         _remove_if_empty(folder)
         stop(str(error))
     except Stopped as stopped:
+        _remove_if_empty(folder)
         end_stopped(stopped, "hydra.run.dir", folder)
+
+
+def _settle_in(launcher: str) -> None:
+    """Fits the process of a launcher to running jobs of which it is one."""
+    if launcher == "JoblibLauncher":
+        end_with_parent()
+    if launcher != "BasicLauncher":
+        # a line an epoch: the progress bars of jobs side by side would draw over each other
+        os.environ["TTY_COMPATIBLE"] = "0"
 
 
 def sweep_name(folder: str) -> str:
@@ -74,22 +117,26 @@ def sweep_name(folder: str) -> str:
     return Path(folder).name if Path(folder).is_absolute() else folder
 
 
-def _job_of_a_sweep(train: Train, cfg: DictConfig, job: Job, sweep: Path) -> float:
-    job.write(sweep)
+def _job_of_a_sweep(train: Train, cfg: DictConfig, job: Job, folder: Path) -> float:
+    accuracy = float("nan")
+    job.write(folder)
+    if job.status == "failed":  # in this very sweep, before another job was killed
+        return accuracy
     try:
-        accuracy = train(cfg, Path(job.folder))["test/acc"]
+        with stopping(), job.alone(folder):
+            accuracy = train(cfg, Path(job.folder))["test/acc"]
     except Stopped:
         job.status = "stopped"
-        raise
+        if sweep.running is not None:  # this process is the sweep's own, and not a launcher's
+            raise
     except Exception as error:
-        accuracy = float("nan")
         job.status, job.reason = "failed", str(error) if isinstance(error, Refused) else _unexpected(error, job)
         print(f"error in job {job.number}: {job.reason}", file=sys.stderr, flush=True)
         _remove_if_empty(Path(job.folder))
     else:
         job.status = "finished"
     finally:
-        job.write(sweep)
+        job.write(folder)
     return accuracy
 
 

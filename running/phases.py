@@ -19,7 +19,7 @@ from datamodules.image_data import ImageData
 from datamodules.sampling import epoch_seed
 from lightning_modules.classifier import Classifier
 from networks.exits import EarlyExitNetwork
-from running.processes import agree, to_start
+from running.processes import Agreement, to_start
 from storage.checkpoints import SealedCheckpoints
 
 Row = dict[str, Any]
@@ -77,8 +77,9 @@ def _check_trainer(options: Mapping[str, Any]) -> int:
         raise ValueError(
             f"Expected trainer.precision to be auto, 32-true, bf16-mixed or 16-mixed, got {trainer.precision}."
         )
-    if trainer.limit_test_batches == 0:
-        raise ValueError("Expected trainer.limit_test_batches above 0: a run ends with its test.")
+    for key in ("limit_train_batches", "limit_test_batches"):
+        if getattr(trainer, key) == 0:
+            raise ValueError(f"Expected trainer.{key} above 0: a run trains, and ends with its test.")
     return to_start(trainer)
 
 
@@ -171,7 +172,6 @@ def run_phases(
         resumed = str(checkpoint) if checkpoint.exists() else None
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         step += trainer.global_step
-    agree(network)
     results = trainer.test(module, datamodule=data, verbose=False)
     return {name: shortest(float(value)) for name, value in results[0].items()}
 
@@ -192,7 +192,7 @@ def phase_trainer(
     return pl.Trainer(
         **options,
         max_epochs=phase.epochs,
-        callbacks=[*callbacks, EpochSeed(seed, index), checkpoints],
+        callbacks=[*callbacks, EpochSeed(seed, index), Agreement(), checkpoints],
         plugins=[SealedCheckpoints()],
         use_distributed_sampler=False,  # the data set shares itself out
         logger=list(loggers),

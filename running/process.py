@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
-from running.command_line import Refused, stop
-from train import train
+from running.interruption import end_with_parent, leave_signals_to_parent
 
 if __name__ == "__main__":
+    parent = os.getppid()
+    leave_signals_to_parent()
+    end_with_parent()
+
+    from omegaconf import DictConfig, OmegaConf
+
+    from running.command_line import Refused
+    from train import train
+
     folder = Path(sys.argv[1])
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
     try:
         train(config, folder)
-    except Refused as error:
-        stop(str(error))
+    except Refused:
+        sys.exit(1)  # the first process has met the same, and says it
+    except Exception:
+        if os.getppid() != parent:  # the first process was killed, which is all there is to say
+            os._exit(1)
+        raise

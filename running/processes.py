@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +14,11 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
-from pytorch_lightning.utilities import rank_zero_only
-from torch import nn
+
+from running.command_line import Refused
 
 ROOT = Path(__file__).parents[1]
-
-
-def is_first() -> bool:
-    """Whether this process writes the run's files: the only one, or the first of several."""
-    return getattr(rank_zero_only, "rank", 0) in (0, None)
+GRACE = 10  # seconds for this process to meet, and to say, what the other one failed of
 
 
 def to_start(trainer: pl.Trainer) -> int:
@@ -49,8 +46,10 @@ def to_start(trainer: pl.Trainer) -> int:
 def processes(count: int, folder: Path) -> Iterator[None]:
     """Starts ``count - 1`` more processes that run the config in ``folder``, and ends them at the end of the block.
 
+    When one of them fails, this process ends too.
+
     Raises:
-        RuntimeError: in place of this process's own error, when another process ended first.
+        Refused: in place of this process's own error, where another process failed.
     """
     if count == 1:
         yield
@@ -61,8 +60,33 @@ def processes(count: int, folder: Path) -> Iterator[None]:
         "WORLD_SIZE": str(count),
         "NODE_RANK": "0",
     }
-    threads = max(1, torch.get_num_threads() // count)
-    others = [
+    before, threads_before = {name: os.environ.get(name) for name in (*world, "LOCAL_RANK")}, torch.get_num_threads()
+    threads = max(1, threads_before // count)
+    others = _start(count, folder, world, threads)
+    os.environ.update(world, LOCAL_RANK="0")
+    torch.set_num_threads(threads)
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(others, ended), daemon=True).start()
+    try:
+        yield
+        for other in others:
+            other.wait(timeout=60)
+    except RuntimeError as error:
+        ended.wait(1)  # a lost connection may be known before the end of the process it led to
+        if reason := _failure(others):
+            raise Refused(reason) from error
+        raise
+    finally:
+        ended.set()
+        for other in others:
+            other.kill()
+            other.wait()
+        _forget(before)
+        torch.set_num_threads(threads_before)
+
+
+def _start(count: int, folder: Path, world: dict[str, str], threads: int) -> list[subprocess.Popen[bytes]]:
+    return [
         subprocess.Popen(
             [sys.executable, "-m", "running.process", str(folder)],
             env={"OMP_NUM_THREADS": str(threads), **os.environ, **world, "LOCAL_RANK": str(rank)},
@@ -71,23 +95,25 @@ def processes(count: int, folder: Path) -> Iterator[None]:
         )
         for rank in range(1, count)
     ]
-    before, threads_before = {name: os.environ.get(name) for name in (*world, "LOCAL_RANK")}, torch.get_num_threads()
-    os.environ.update(world, LOCAL_RANK="0")
-    torch.set_num_threads(threads)
-    try:
-        yield
-        for other in others:
-            other.wait(timeout=60)
-    except RuntimeError as error:
-        if failed := [rank for rank, other in enumerate(others, 1) if other.poll()]:
-            raise RuntimeError(f"Process {failed[0]} of {count} failed; its reason is above.") from error
-        raise
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
-        _forget(before)
-        torch.set_num_threads(threads_before)
+
+
+def _watch(others: list[subprocess.Popen[bytes]], ended: threading.Event) -> None:
+    """Ends this process when another one failed: it would wait for it in a collective, where no signal reaches it."""
+    while not ended.wait(0.5):
+        if reason := _failure(others):
+            if not ended.wait(GRACE):
+                print(f"error: {reason}", file=sys.stderr, flush=True)
+                for other in others:
+                    other.kill()
+                os._exit(1)
+            return
+
+
+def _failure(others: list[subprocess.Popen[bytes]]) -> str | None:
+    for rank, other in enumerate(others, 1):
+        if other.poll():
+            return f"Process {rank} of the run ended with status {other.returncode}."
+    return None
 
 
 def _forget(environment: dict[str, str | None]) -> None:
@@ -100,8 +126,10 @@ def _forget(environment: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def agree(network: nn.Module) -> None:
-    """Gives every process the first one's weights and BatchNorm statistics."""
-    if torch.distributed.is_initialized():
-        for tensor in network.state_dict().values():
-            torch.distributed.broadcast(tensor, src=0)
+class Agreement(pl.Callback):
+    """Gives every process the first one's BatchNorm statistics at the end of a phase; their weights agree anyway."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, src=0)

@@ -7,30 +7,60 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from running.interruption import again
 
+# folder and lock of the sweep that this process has begun and not ended: whoever handles what broke it off has no
+# other way to know, and Hydra sends the callback itself to the launchers' processes
+running: Path | None = None
+lock: FileLock | None = None
+going_on = False  # the jobs' notes are of this very sweep, which is begun again for the jobs that it lost
+
 
 class SweepReport(Callback):
-    """Writes ``sweep.csv`` and ``sweep.md`` when a sweep ends, prints them, and exits with status 1 if a job failed."""
+    """Writes ``sweep.csv``, ``sweep.md`` and ``sweep.png`` when a sweep ends, and exits with 1 if a job failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        global running
-        running = Path(config.hydra.sweep.dir)
-        # what an earlier start noted; its finished jobs will note themselves again
-        shutil.rmtree(running / ".jobs", ignore_errors=True)
+        global running, lock
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout:
+            _refuse(f"Another sweep is at work in {folder}; wait for its end, or choose another hydra.sweep.dir.")
+        except OSError as error:
+            _refuse(f"Cannot write to {folder}: {error.strerror}; choose another hydra.sweep.dir.")
+        running = folder
+        if not going_on:  # what an earlier sweep noted; its finished jobs will note themselves again
+            shutil.rmtree(folder / ".jobs", ignore_errors=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        global running
-        folder, running = Path(config.hydra.sweep.dir), None
-        if not report(folder):
+        folder = end()
+        try:
+            finished = folder is None or report(folder)
+        except Exception as error:  # Hydra would make a warning of it
+            _refuse(f"The tables of the sweep could not be written: {error}")
+        if not finished:
             sys.exit(1)
 
 
-# of the sweep this process has begun and not ended: whoever handles what broke it off has no other way to know
-running: Path | None = None
+def end() -> Path | None:
+    """This process's sweep is over; gives its folder."""
+    global running, lock
+    folder, running = running, None
+    if lock is not None:
+        lock.release()
+        lock = None
+    return folder
+
+
+def _refuse(reason: str) -> None:
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(1)
 
 
 def report(folder: Path, hint: bool = True) -> bool:

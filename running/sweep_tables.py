@@ -17,7 +17,11 @@ STATE = ["job", "status", "reason"]
 
 
 def read_jobs(folder: Path) -> pd.DataFrame:
-    """One row a job: ``job``, ``status``, ``reason``, a column for each override, one for each test metric."""
+    """The jobs of a sweep that has ended.
+
+    Returns:
+        One row a job: ``job``, ``status``, ``reason``, a column for each override, one for each test metric.
+    """
     rows = []
     for path in (folder / ".jobs").glob("*.json"):
         job = json.loads(path.read_text())
@@ -28,6 +32,10 @@ def read_jobs(folder: Path) -> pd.DataFrame:
             row |= json.loads(metrics.read_text())
         rows.append(row)
     jobs = pd.DataFrame(rows)
+    if not jobs.empty:
+        silent = jobs.status.isin(["running", "waiting"])
+        jobs.loc[silent, "reason"] = "ended without a word, as when it is killed"
+        jobs.loc[silent, "status"] = "killed"
     return jobs if jobs.empty else jobs.sort_values("job", ignore_index=True)
 
 
@@ -52,7 +60,7 @@ def over_seeds(jobs: pd.DataFrame) -> pd.DataFrame | None:
     """
     keys = swept(jobs)
     metrics = [name for name in jobs if name.startswith("test/")]
-    if "seed" not in keys or not metrics:
+    if "seed" not in keys or jobs.seed.nunique() < 2 or not metrics:
         return None
     groups = [key for key in keys if key != "seed"]
     finished = jobs[jobs.status == "finished"].assign(all="")
@@ -74,6 +82,8 @@ def write_tables(jobs: pd.DataFrame, folder: Path) -> None:
     if (means := over_seeds(jobs)) is not None:
         _write(folder / "sweep_over_seeds.csv", means.to_csv(index=False, lineterminator="\n"))
         text += f"\nMean ± standard deviation over seeds\n\n{_markdown(_plus_minus(means))}\n"
+    else:
+        (folder / "sweep_over_seeds.csv").unlink(missing_ok=True)
     _write(folder / "sweep.md", text)
     if {"test/acc", "test/macs"} <= set(jobs):
         save(sweep_figure(jobs, swept(jobs), f"Sweep {folder.name}"), folder / "sweep.png")

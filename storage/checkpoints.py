@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ def keep(path: Path) -> None:
     if path.exists():
         aside = path.with_suffix(".tmp")
         aside.unlink(missing_ok=True)
-        os.link(path, aside)
+        try:
+            os.link(path, aside)
+        except OSError:  # a file system without second names
+            shutil.copyfile(path, aside)
         aside.replace(previous(path))
 
 
@@ -60,7 +64,10 @@ def unsealed(path: Path) -> bytes:
     Raises:
         DamagedCheckpoint: naming it, and the one before it where that is whole.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror}); {_way_out(path)}") from error
     body, seal = content[: -len(SEAL) - 32], content[-len(SEAL) - 32 :]
     if seal == SEAL + hashlib.sha256(body).digest():
         return body

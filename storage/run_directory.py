@@ -10,7 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+from yaml import YAMLError
 
 from storage.checkpoints import unsealed
 from storage.files import written_aside
@@ -78,23 +80,47 @@ class RunDirectory:
         Raises:
             ValueError: naming the first keys that differ, where it is a run of another config; a damaged checkpoint.
         """
-        target, finished = self.path / "config.yaml", self.path / "metrics.json"
-        if not target.exists() or not (self.checkpoints or finished.exists()):
+        config.run_dir = str(self.path)  # the stored one may have been moved
+        finished = self.path / "metrics.json"
+        if not (self.checkpoints or finished.exists()):
             return None  # nothing to lose
-        stored = OmegaConf.create(target.read_text())
+        stored = self._stored_config()
         for key, value in _flat(OmegaConf.to_container(config, resolve=True)):
             picked = OmegaConf.select(stored, key)
-            if value == "auto" and picked is not None:
+            if value == "auto" and picked is not None and not key.startswith(EXEMPT):
                 OmegaConf.update(config, key, picked, force_add=True)
         if differing := _differing(stored, config):
             raise ValueError(
-                f"{self.path} holds a run of another config ({', '.join(differing[:4])}); choose another hydra.run.dir."
+                f"{self.path} holds a run of another config ({', '.join(differing[:4])}); choose another hydra.run.dir "
+                "(hydra.sweep.dir of a sweep)."
             )
         if finished.exists():
-            return json.loads(finished.read_text())
+            return self._metrics(finished)
         for checkpoint in self.checkpoints:
             unsealed(checkpoint)
         return None
+
+    def _stored_config(self) -> DictConfig:
+        target = self.path / "config.yaml"
+        try:
+            stored = OmegaConf.create(target.read_text())
+            if isinstance(stored, DictConfig) and "images" in stored:
+                return stored
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+            pass
+        raise ValueError(
+            f"Expected {target} to say what run {self.path} holds, but it is missing or damaged; "
+            "put it back, or choose another hydra.run.dir."
+        )
+
+    def _metrics(self, target: Path) -> dict[str, float]:
+        try:
+            metrics = json.loads(target.read_text())
+            if isinstance(metrics, dict) and "test/acc" in metrics:
+                return metrics
+        except ValueError:
+            pass
+        raise ValueError(f"{target} is damaged; delete it, and the same command tests the network again.")
 
     def write_config(self, config: DictConfig) -> None:
         """The resolved config."""

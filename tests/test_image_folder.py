@@ -148,3 +148,25 @@ def test_too_few_images_to_split(make_folder) -> None:
         data.setup()
     with pytest.raises(ValueError, match="val_fraction between 0 and 1, got 1"):
         Digits(val_fraction=1)
+
+
+def test_imagenet_is_streamed_at_224_with_its_customary_crops(make_folder, tmp_path) -> None:
+    root = make_folder(("train", "val"), per_class=8, side=300)
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (260, 400, 3), np.uint8)).save(root / "val/a/000.png")
+    options = [f"dataset.root={root}", "dataset.num_workers=1", "dataset.batch_size=4", "dataset.val_fraction=0.25"]
+    cfg = composed("dataset=imagenet", *options)
+    data = build_data(cfg)
+    data.setup()
+    sizes = [len(split) for split in (data.splits.train, data.splits.val, data.splits.test)]
+    assert sizes == [18, 6, 24]
+    images, labels = next(iter(data.train_dataloader()))
+    assert (images.shape, images.dtype, labels.shape) == ((4, 3, 224, 224), torch.uint8, (4,))
+    protocol = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+    tested = torch.cat([images for images, _ in data.test_dataloader()])
+    for file, image in zip(sorted((root / "val").glob("*/*.png")), tested, strict=True):
+        assert torch.equal(image, protocol(Image.open(file)))
+    assert data.mean == [0.485, 0.456, 0.406]
+    command = ["dataset=imagenet", "backbone=resnet18", "method=plain", *options, "dataset.eval_batch_size=8"]
+    assert train.train(composed(*SMALL, *command), tmp_path / "run")["test/macs"] > 1.8e9
+    with pytest.raises(ValueError, match=r"dataset.eval_resize of at least 224, got 200"):
+        build_data(composed("dataset=imagenet", f"dataset.root={root}", "dataset.eval_resize=200"))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.test_interruptions import plain_environment
+from tests.test_interruptions import plain_environment, started, wait_for
 from tests.test_runs import weights_of
 
 RATE = 0.05
@@ -60,3 +62,21 @@ def test_a_sweep_of_runs_in_two_processes_each(tmp_path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=plain_environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*/metrics.json"))) == 2
+
+
+@pytest.mark.slow
+def test_a_run_ends_when_one_of_its_processes_is_killed(tmp_path) -> None:
+    options = ["trainer.devices=2", "epochs=2000"]
+    process = started(tmp_path / "run", *options)
+    wait_for(tmp_path / "run/checkpoints/joint.ckpt", process)
+    (other,) = psutil.Process(process.pid).children()
+    other.kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Process 1 of the run ended with status -9" in errors
+    process = started(tmp_path / "run", *options)
+    time.sleep(15)
+    (other,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.communicate()
+    other.wait(timeout=20)
