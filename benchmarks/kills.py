@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from safetensors.torch import load_file
 
 from callbacks.figures import save
@@ -68,7 +69,7 @@ def killed(folder: Path, kills: int, epochs: int, seed: int = 0) -> list[Start]:
     """Starts the run until it has been killed ``kills`` times, then lets it end.
 
     Each start is killed a random time, up to 2 seconds, after an epoch that was drawn from the first seven tenths of
-    the run's ``epochs``, or after its own beginning where that epoch is there already.
+    the run's ``epochs``, or, where that epoch is there already, up to 6 seconds after its own beginning.
 
     Raises:
         RuntimeError: a start ended by itself with an error, or the run ended before it was killed that often.
@@ -80,7 +81,7 @@ def killed(folder: Path, kills: int, epochs: int, seed: int = 0) -> list[Start]:
         with (folder.parent / "errors.txt").open("w+") as errors:
             process = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
             if len(starts) < kills:
-                _kill(process, folder, moments[len(starts)], random.uniform(0, 2))
+                _kill(process, folder, moments[len(starts)], random.uniform(0, 1))
             status = process.wait()
             starts.append(Start(begun, time.perf_counter() - origin - begun, epochs_in(folder), status == -9))
             if status != -9:
@@ -90,7 +91,8 @@ def killed(folder: Path, kills: int, epochs: int, seed: int = 0) -> list[Start]:
                 return starts
 
 
-def _kill(process: subprocess.Popen[bytes], folder: Path, epochs: int, delay: float) -> None:
+def _kill(process: subprocess.Popen[bytes], folder: Path, epochs: int, share: float) -> None:
+    delay = share * (6 if epochs_in(folder) >= epochs else 2)
     while epochs_in(folder) < epochs and process.poll() is None:
         time.sleep(0.02)
     time.sleep(delay)
@@ -120,6 +122,7 @@ def figure(starts: list[Start]) -> Figure:
         before = start.epochs
     axes.plot(end, before, "o", color="#0072B2", label="finished")
     axes.set(xlabel="seconds since the first start", ylabel="epochs in metrics.csv")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return picture

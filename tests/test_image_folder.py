@@ -9,10 +9,16 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
+from torchvision.transforms import v2
 
+import train
 from datamodules.decoding import UnreadableImage, as_rgb
 from datamodules.digits import Digits
 from datamodules.image_folder import ImageFolder
+from running.assembly import build_data
+from running.command_line import Refused
+from tests.cases import SMALL
+from tests.conftest import composed
 
 
 def test_an_image_folder_is_read_as_it_lies_there(make_folder, tmp_path) -> None:
@@ -153,8 +159,8 @@ def test_too_few_images_to_split(make_folder) -> None:
 def test_imagenet_is_streamed_at_224_with_its_customary_crops(make_folder, tmp_path) -> None:
     root = make_folder(("train", "val"), per_class=8, side=300)
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (260, 400, 3), np.uint8)).save(root / "val/a/000.png")
-    options = [f"dataset.root={root}", "dataset.num_workers=1", "dataset.batch_size=4", "dataset.val_fraction=0.25"]
-    cfg = composed("dataset=imagenet", *options)
+    options = [f"dataset.root={root}", "dataset.num_workers=1", "dataset.val_fraction=0.25"]
+    cfg = composed("dataset=imagenet", *options, "dataset.batch_size=4")
     data = build_data(cfg)
     data.setup()
     sizes = [len(split) for split in (data.splits.train, data.splits.val, data.splits.test)]
@@ -168,5 +174,5 @@ def test_imagenet_is_streamed_at_224_with_its_customary_crops(make_folder, tmp_p
     assert data.mean == [0.485, 0.456, 0.406]
     command = ["dataset=imagenet", "backbone=resnet18", "method=plain", *options, "dataset.eval_batch_size=8"]
     assert train.train(composed(*SMALL, *command), tmp_path / "run")["test/macs"] > 1.8e9
-    with pytest.raises(ValueError, match=r"dataset.eval_resize of at least 224, got 200"):
-        build_data(composed("dataset=imagenet", f"dataset.root={root}", "dataset.eval_resize=200"))
+    with pytest.raises(Refused, match=r"dataset.eval_resize of at least 224, got 200"):
+        train.train(composed(*command, "dataset.eval_resize=200"), tmp_path / "other")
