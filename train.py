@@ -6,6 +6,7 @@ import logging
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
@@ -13,6 +14,10 @@ from omegaconf import DictConfig
 from running.command_line import refusing_bad_input, run_main
 from running.interruption import is_first
 from running.jobs import run_job
+
+if TYPE_CHECKING:
+    from running.assembly import Run
+    from storage.run_directory import RunDirectory
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="train")
@@ -33,64 +38,76 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         Refused: for what cannot be run, before any data is read; for what goes wrong with the data, the disk or the
             loss, when it does.
     """
-    # torchvision and fvcore still script functions when they are imported
+    # torchvision and fvcore still script functions when they are imported; matplotlib tells of its fonts
     warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", FutureWarning)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts when it is imported first
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     # imported here, so that --help and --cfg job need not wait for torch
-    import pytorch_lightning as pl
     from rich.console import Console
 
-    from running.assembly import (
-        build_callbacks,
-        build_data,
-        build_network,
-        build_phases,
-        in_memory_format,
-        load_weights,
-        prepare,
-        record,
-    )
-    from running.failures import refusing_failures
-    from running.following import following
-    from running.phases import check, quiet_lightning, run_phases
-    from running.processes import processes
-    from running.report import result_table, write_figures
+    from running.phases import quiet_lightning
+    from running.report import result_table
     from storage.run_directory import RunDirectory
 
     quiet_lightning()
     run_dir = RunDirectory(folder)
-    with ExitStack() as stack:
+    with ExitStack() as held:
         with refusing_bad_input():
             if is_first():
-                stack.enter_context(run_dir.held())
+                held.enter_context(run_dir.held())
             metrics = run_dir.take_up(cfg)
-            if metrics is None:
-                prepare(cfg, folder)
-                pl.seed_everything(cfg.seed, verbose=False)
-                data = build_data(cfg)
-                network = build_network(cfg, data.num_classes, data.input_shape)
-                load_weights(cfg.weights, network, run_dir)
-                phases = build_phases(cfg, network)
-                callbacks, loggers = build_callbacks(cfg.callbacks), build_callbacks(cfg.logger)
-                count = check(phases, network, cfg.trainer)
-                data.setup()
-        if metrics is None:
-            in_memory_format(cfg, network)
-            record(cfg, data)
-            with refusing_failures(folder):
-                if is_first():
-                    run_dir.write_config(cfg)
-                stack.enter_context(processes(count, folder))
-                with following([*callbacks, *loggers], cfg, network, folder) as outcome:
-                    metrics = run_phases(phases, network, data, folder, cfg.seed, cfg.trainer, callbacks, loggers)
-                    if is_first():
-                        run_dir.write_network(network.state_dict())
-                        write_figures(metrics, folder, cfg)
-                    outcome.metrics = metrics
-                if is_first():
-                    run_dir.write_metrics(metrics)
+            run = build(cfg, run_dir) if metrics is None else None
+        if run is not None:
+            metrics = carry_out(run, cfg, run_dir)
+    assert metrics is not None
+    if is_first():
+        Console().print(result_table(metrics, f"Test split of {cfg.dataset.name}"))
+    return metrics
+
+
+def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
+    """Everything that the config names; the data is read last, when all the rest is known to work."""
+    import pytorch_lightning as pl
+
+    from running.assembly import Run, build_callbacks, build_data, build_network, build_phases, load_weights, prepare
+    from running.phases import check
+
+    prepare(cfg, run_dir.path)
+    pl.seed_everything(cfg.seed, verbose=False)
+    data = build_data(cfg)
+    network = build_network(cfg, data.num_classes, data.input_shape)
+    load_weights(cfg.weights, network, run_dir)
+    phases = build_phases(cfg, network)
+    callbacks, loggers = build_callbacks(cfg.callbacks), build_callbacks(cfg.logger)
+    processes = check(phases, network, cfg.trainer)
+    data.setup()
+    return Run(data, network, phases, callbacks, loggers, processes)
+
+
+def carry_out(run: Run, cfg: DictConfig, run_dir: RunDirectory) -> dict[str, float]:
+    """Trains and tests; the first of several processes writes the files."""
+    from running.assembly import in_memory_format, record
+    from running.failures import refusing_failures
+    from running.following import following
+    from running.phases import run_phases
+    from running.processes import processes
+    from running.report import write_figures
+
+    in_memory_format(cfg, run.network)
+    record(cfg, run.data)
+    folder = run_dir.path
+    with refusing_failures(folder):
         if is_first():
-            Console().print(result_table(metrics, f"Test split of {cfg.dataset.name}"))
+            run_dir.write_config(cfg)
+        with processes(run.processes, folder), following(run.followers, cfg, run.network, folder) as outcome:
+            metrics = run_phases(
+                run.phases, run.network, run.data, folder, cfg.seed, cfg.trainer, run.callbacks, run.loggers
+            )
+            if is_first():
+                run_dir.write_network(run.network.state_dict())
+                write_figures(metrics, folder, cfg)
+            outcome.metrics = metrics
+        if is_first():
+            run_dir.write_metrics(metrics)
     return metrics
 
 

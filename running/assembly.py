@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ log = logging.getLogger(__name__)
 
 # these describe a node to the run, its target does not take them
 DESCRIPTIVE = ("name", "epochs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a config names, built: the parts of one run, and how many processes carry it out."""
+
+    data: ImageData
+    network: EarlyExitNetwork
+    phases: Sequence[Phase]
+    callbacks: Sequence[Any]
+    loggers: Sequence[Any]
+    processes: int
+
+    @property
+    def followers(self) -> list[Any]:
+        """Those who may be told when the run begins and ends."""
+        return [*self.callbacks, *self.loggers]
 
 
 def built(node: DictConfig, **given: Any) -> Any:
