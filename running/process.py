@@ -1,9 +1,10 @@
-"""One more process of a run that another process has begun: ``python -m running.process <run directory>``."""
+"""One more process of a run that another one has begun: ``python -m running.process <entry point> <run directory>``."""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from running.interruption import end_with_parent, leave_signals_to_parent
@@ -16,9 +17,8 @@ if __name__ == "__main__":
     from omegaconf import DictConfig, OmegaConf
 
     from running.command_line import Refused
-    from train import train
 
-    folder = Path(sys.argv[1])
+    train, folder = import_module(sys.argv[1]).train, Path(sys.argv[2])
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
     try:

@@ -88,7 +88,7 @@ def processes(count: int, folder: Path) -> Iterator[None]:
 def _start(count: int, folder: Path, world: dict[str, str], threads: int) -> list[subprocess.Popen[bytes]]:
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "running.process", str(folder)],
+            [sys.executable, "-m", "running.process", "train", str(folder)],
             env={"OMP_NUM_THREADS": str(threads), **os.environ, **world, "LOCAL_RANK": str(rank)},
             cwd=ROOT,
             stdout=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from matplotlib.collections import PathCollection
 
@@ -86,6 +87,23 @@ def test_the_picture_of_a_sweep_has_a_point_a_job_and_one_a_group(tmp_path) -> N
     np.testing.assert_allclose([y for _, y in means], expected)
     write_tables(jobs, tmp_path)
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_sweep_in_a_folder_is_refused(tmp_path) -> None:
+    with FileLock(tmp_path / ".lock"):
+        done = sweep(tmp_path, "seed=0,1")
+    assert done.returncode == 1
+    assert done.stderr == f"error: Another sweep is at work in {tmp_path}; wait for its end, or choose another " + (
+        "hydra.sweep.dir.\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_sweep_whose_tables_cannot_be_written_does_not_end_well(tmp_path) -> None:
+    (tmp_path / "sweep.csv").mkdir()
+    done = sweep(tmp_path, "optimizer.lr=-1,-2")
+    assert done.returncode == 1
+    assert "error: The tables of the sweep could not be written: " in done.stderr
 
 
 def hydra_config(*overrides: str):
