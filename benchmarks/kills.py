@@ -81,7 +81,7 @@ def killed(folder: Path, kills: int, epochs: int, seed: int = 0) -> list[Start]:
         with (folder.parent / "errors.txt").open("w+") as errors:
             process = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
             if len(starts) < kills:
-                _kill(process, folder, moments[len(starts)], random.uniform(0, 1))
+                _kill(process, folder, moments[len(starts)], random.uniform(0, 1), epochs - 1)
             status = process.wait()
             starts.append(Start(begun, time.perf_counter() - origin - begun, epochs_in(folder), status == -9))
             if status != -9:
@@ -91,11 +91,14 @@ def killed(folder: Path, kills: int, epochs: int, seed: int = 0) -> list[Start]:
                 return starts
 
 
-def _kill(process: subprocess.Popen[bytes], folder: Path, epochs: int, share: float) -> None:
+def _kill(process: subprocess.Popen[bytes], folder: Path, epochs: int, share: float, latest: int) -> None:
+    """Kills it ``share`` of the delay after so many ``epochs``, but not later than after the ``latest``."""
     delay = share * (6 if epochs_in(folder) >= epochs else 2)
     while epochs_in(folder) < epochs and process.poll() is None:
         time.sleep(0.02)
-    time.sleep(delay)
+    deadline = time.perf_counter() + delay
+    while time.perf_counter() < deadline and epochs_in(folder) < latest and process.poll() is None:
+        time.sleep(0.02)
     process.kill()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from running import sweep
+from running import interruption, sweep
 from running.command_line import Refused, stop
 from running.interruption import Stopped, end_stopped, end_with_parent, is_first, stopping
 
+PATIENCE = 60  # seconds
 Train = Callable[[DictConfig, Path], dict[str, float]]
 
 
@@ -51,9 +53,11 @@ class Job:
         note = sweep_folder / ".jobs" / f"{number}.json"
         if note.exists():
             earlier = cls(**json.loads(note.read_text()))
-            job.killed = earlier.killed + (earlier.status == "running")
+            job.killed = earlier.killed
             if earlier.status == "failed":
                 job.status, job.reason = earlier.status, earlier.reason
+        if job.killed == 1 and job.status == "running":
+            job.status = "waiting"
         if job.killed > 1:
             job.status, job.reason = "failed", "its process was killed, and killed again when it ran alone"
         return job
@@ -64,12 +68,20 @@ class Job:
         if not self.killed:
             yield
             return
-        self.status = "waiting"
-        self.write(sweep_folder)
-        with FileLock(sweep_folder / ".jobs" / "alone.lock"):
+        mark = sweep_folder / ".jobs" / "alone.txt"
+        with FileLock(mark.with_suffix(".lock")):
+            if mark.exists():  # the job before this one was killed, and this process is about to be
+                time.sleep(PATIENCE)
+            mark.touch()
+            if Path(self.folder).is_dir():  # the process that was lost with another one may take a moment to end
+                with FileLock(Path(self.folder) / ".lock", timeout=PATIENCE):
+                    pass
             self.status = "running"
             self.write(sweep_folder)
-            yield
+            try:
+                yield
+            finally:
+                mark.unlink(missing_ok=True)
 
     def write(self, folder: Path) -> None:
         """Notes it in the sweep's folder, each job in a file of its own: jobs run side by side."""
@@ -130,6 +142,10 @@ def _job_of_a_sweep(train: Train, cfg: DictConfig, job: Job, folder: Path) -> fl
         if sweep.running is not None:  # this process is the sweep's own, and not a launcher's
             raise
     except Exception as error:
+        # what fails after a signal fails because of it
+        if interruption.received is not None and sweep.running is None:
+            job.status = "stopped"
+            return accuracy
         job.status, job.reason = "failed", str(error) if isinstance(error, Refused) else _unexpected(error, job)
         print(f"error in job {job.number}: {job.reason}", file=sys.stderr, flush=True)
         _remove_if_empty(Path(job.folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -35,7 +36,9 @@ class SweepReport(Callback):
         except OSError as error:
             _refuse(f"Cannot write to {folder}: {error.strerror}; choose another hydra.sweep.dir.")
         running = folder
-        if not going_on:  # what an earlier sweep noted; its finished jobs will note themselves again
+        if going_on:
+            _note_killed(folder)
+        else:  # what an earlier sweep noted; its finished jobs will note themselves again
             shutil.rmtree(folder / ".jobs", ignore_errors=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -46,6 +49,15 @@ class SweepReport(Callback):
             _refuse(f"The tables of the sweep could not be written: {error}")
         if not finished:
             sys.exit(1)
+
+
+def _note_killed(folder: Path) -> None:
+    """A job that was running when the sweep broke off is the one that was killed, or ran beside it."""
+    (folder / ".jobs" / "alone.txt").unlink(missing_ok=True)
+    for path in (folder / ".jobs").glob("*.json"):
+        note = json.loads(path.read_text())
+        if note["status"] == "running":
+            path.write_text(json.dumps(note | {"status": "waiting", "killed": note["killed"] + 1}))
 
 
 def end() -> Path | None:

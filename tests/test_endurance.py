@@ -22,7 +22,7 @@ def kills_changed(folder):
 
     state = load_file(folder / "network.safetensors")
     name = next(name for name in state if name.endswith("weight"))
-    state[name].view(-1)[0] = np.nextafter(state[name].view(-1)[0].numpy(), np.float32(9))
+    state[name].view(-1)[0] = float(np.nextafter(np.float32(state[name].view(-1)[0]), np.float32(9)))
     save_file(state, folder / "network.safetensors")
     return folder
 

@@ -168,12 +168,14 @@ def test_counts_are_exact_beyond_24_bits(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_compiled_training_agrees_with_eager(tmp_path) -> None:
-    eager = run(tmp_path / "eager", "backbone=resnet8")
-    compiled = run(tmp_path / "compiled", "backbone=resnet8", "compile=true")
+    # a small rate, and heads without the large FCs, which would multiply the rounding errors of the two
+    command = ["backbone=resnet8", "method/heads=light", "optimizer.lr=0.01"]
+    eager = run(tmp_path / "eager", *command)
+    compiled = run(tmp_path / "compiled", *command, "compile=true")
     assert compiled == pytest.approx(eager, abs=0.02)
     a, b = weights_of(tmp_path / "eager"), weights_of(tmp_path / "compiled")
     for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
 
 
 def test_bf16_is_picked_only_where_it_is_fast(monkeypatch) -> None:
