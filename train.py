@@ -71,7 +71,7 @@ def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
     from running.assembly import Run, build_callbacks, build_data, build_network, build_phases, load_weights, prepare
     from running.phases import check
 
-    prepare(cfg, run_dir.path)
+    prepare(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg)
     network = build_network(cfg, data.num_classes, data.input_shape)

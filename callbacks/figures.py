@@ -60,7 +60,7 @@ def exit_figure(metrics: Mapping[str, float], title: str) -> Figure:
     figure = _sheet(4.4)
     figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    colours = exit_colours(len(exits))
+    colours = shades(len(exits))
     unit, name = (1e9, "G") if adaptive.macs >= 1e9 else (1e6, "M")
     points = [(row.macs / unit, 100 * row.accuracy) for row in (*exits, adaptive)]
     left.plot(*zip(*points[:-1], strict=True), color=PALE, zorder=1)
@@ -96,10 +96,10 @@ def _shares(axes: Axes, exits: Sequence[ExitRow], colours: Sequence[Any]) -> Non
     _dress(axes, "exit", "share of the test images leaving there, %")
 
 
-def exit_colours(count: int) -> list[Any]:
-    """RGBA of each exit, dark to light, legible to the colour-blind and in grey."""
-    shades = matplotlib.colormaps["viridis"]
-    return [shades(0.9 * k / max(1, count - 1)) for k in range(count)]
+def shades(count: int) -> list[Any]:
+    """RGBA of so many exits or groups, dark to light, legible to the colour-blind and in grey."""
+    viridis = matplotlib.colormaps["viridis"]
+    return [viridis(0.9 * k / max(1, count - 1)) for k in range(count)]
 
 
 def _dress(axes: Axes, x: str, y: str) -> None:
@@ -174,7 +174,7 @@ def curves_figure(csv_path: str | Path) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for axes in (upper, lower):
         _shade_phases(axes, rows, named=axes is upper)
-    for (k, name), colour in zip(sorted(names.items()), exit_colours(len(names)), strict=True):
+    for (k, name), colour in zip(sorted(names.items()), shades(len(names)), strict=True):
         _curve(upper, rows, name, 100, color=colour, label=f"exit {k}", marker=MARKERS[(k - 1) % len(MARKERS)])
     if len(names) > 1:
         _curve(upper, rows, "val/acc", 100, color=ADAPTIVE, linestyle="--", label="adaptive", marker="*", markersize=7)

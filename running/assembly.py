@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ def built(node: DictConfig, **given: Any) -> Any:
     return instantiate(kwargs, _convert_="all", **given)
 
 
-def prepare(cfg: DictConfig, folder: Path) -> None:
+def prepare(cfg: DictConfig) -> None:
     """Checks what no part of the run checks, and picks what ``auto`` leaves to the machine.
 
     Raises:
@@ -71,7 +70,6 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
             raise ValueError(f"Expected {key} to be there: what a run leaves is made of it.")
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = pick_precision(cfg.trainer.accelerator)
-    cfg.run_dir = str(folder)
 
 
 def load_weights(source: str | None, network: EarlyExitNetwork, run_dir: RunDirectory) -> None:

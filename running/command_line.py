@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from hydra.errors import (
     CompactHydraException,
@@ -23,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from running import sweep
-from running.interruption import Stopped, again, end_stopped, stopping
+from running.interruption import Stopped, again, end_stopped, stop, stopping
 
 # the user's wish, read before run_main sets it; the processes of a launcher inherit both
 SHOW_ALL = "HYDRA_FULL_ERROR" in os.environ and "OFFRAMP_ONE_LINE" not in os.environ
@@ -112,12 +111,6 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename and error.errno in UNWRITABLE:  # the run's folder
         return f"Cannot write to {error.filename}: {error.strerror}; choose another hydra.run.dir or hydra.sweep.dir."
     return None
-
-
-def stop(reason: str) -> NoReturn:
-    """Says why, in one line, and exits with status 1."""
-    print(f"error: {reason}", file=sys.stderr)
-    sys.exit(1)
 
 
 def _composition(error: Exception) -> str:

@@ -11,7 +11,6 @@ import torch
 
 from callbacks.finite_loss import NonFiniteLoss
 from datamodules.decoding import UnreadableImage
-from running import interruption
 from running.command_line import SHOW_ALL, Refused
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -28,8 +27,6 @@ def refusing_failures(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if interruption.received is not None:  # such as a data set's worker that the signal reached too
-            raise interruption.Stopped(interruption.received) from error
         reason = _reason(error, folder)
         if SHOW_ALL or reason is None:
             raise

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FIRST_RANK = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-# the signal that asked this process to end; what fails after it fails because of it
+# the signal that asked this process to end
 received: int | None = None
 
 
@@ -33,6 +33,7 @@ class Stopped(BaseException):
 def stopping() -> Iterator[None]:
     """Raises ``Stopped`` where the first signal finds the program; a second one ends it at once.
 
+    What fails after a signal, such as a data set's worker that it reached too, fails because of it: also ``Stopped``.
     A handler that is there already, such as a job queue's, is left in place.
     """
     global received
@@ -44,6 +45,10 @@ def stopping() -> Iterator[None]:
                 earlier[number] = signal.signal(number, _stop)
     try:
         yield
+    except Exception as error:
+        if received is None:
+            raise
+        raise Stopped(received) from error
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
@@ -55,6 +60,12 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     for every in SIGNALS:
         signal.signal(every, signal.SIG_DFL)
     raise Stopped(number)
+
+
+def stop(reason: str) -> NoReturn:
+    """Says why, in one line, and exits with status 1."""
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(1)
 
 
 def leave_signals_to_parent() -> None:

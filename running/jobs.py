@@ -18,9 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from running import interruption, sweep
-from running.command_line import Refused, stop
-from running.interruption import Stopped, end_stopped, end_with_parent, is_first, stopping
+from running import sweep
+from running.command_line import Refused
+from running.interruption import Stopped, end_stopped, end_with_parent, is_first, stop, stopping
+from storage.files import written_aside
 
 PATIENCE = 60  # seconds
 Train = Callable[[DictConfig, Path], dict[str, float]]
@@ -85,13 +86,9 @@ class Job:
 
     def write(self, folder: Path) -> None:
         """Notes it in the sweep's folder, each job in a file of its own: jobs run side by side."""
-        target = folder / ".jobs" / f"{self.number}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not is_first():
-            return
-        aside = target.with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(self)))
-        os.replace(aside, target)
+        if is_first():
+            with written_aside(folder / ".jobs" / f"{self.number}.json") as file:
+                file.write(json.dumps(asdict(self)).encode())
 
 
 def run_job(train: Train, cfg: DictConfig) -> float:
@@ -106,7 +103,8 @@ def run_job(train: Train, cfg: DictConfig) -> float:
         job = Job.taken_up(config.job.num, folder, list(config.overrides.task), parent)
         return _job_of_a_sweep(train, cfg, job, parent)
     try:
-        return train(cfg, folder)["test/acc"]
+        with stopping():
+            return train(cfg, folder)["test/acc"]
     except Refused as error:
         _remove_if_empty(folder)
         stop(str(error))
@@ -142,10 +140,6 @@ def _job_of_a_sweep(train: Train, cfg: DictConfig, job: Job, folder: Path) -> fl
         if sweep.running is not None:  # this process is the sweep's own, and not a launcher's
             raise
     except Exception as error:
-        # what fails after a signal fails because of it
-        if interruption.received is not None and sweep.running is None:
-            job.status = "stopped"
-            return accuracy
         job.status, job.reason = "failed", str(error) if isinstance(error, Refused) else _unexpected(error, job)
         print(f"error in job {job.number}: {job.reason}", file=sys.stderr, flush=True)
         _remove_if_empty(Path(job.folder))

@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from running.interruption import again
+from running.interruption import again, stop
+from storage.files import written_aside
 
 # folder and lock of the sweep that this process has begun and not ended: whoever handles what broke it off has no
 # other way to know, and Hydra sends the callback itself to the launchers' processes
@@ -32,9 +33,9 @@ class SweepReport(Callback):
             lock = FileLock(folder / ".lock")
             lock.acquire(timeout=0)
         except Timeout:
-            _refuse(f"Another sweep is at work in {folder}; wait for its end, or choose another hydra.sweep.dir.")
+            stop(f"Another sweep is at work in {folder}; wait for its end, or choose another hydra.sweep.dir.")
         except OSError as error:
-            _refuse(f"Cannot write to {folder}: {error.strerror}; choose another hydra.sweep.dir.")
+            stop(f"Cannot write to {folder}: {error.strerror}; choose another hydra.sweep.dir.")
         running = folder
         if going_on:
             _note_killed(folder)
@@ -46,7 +47,7 @@ class SweepReport(Callback):
         try:
             finished = folder is None or report(folder)
         except Exception as error:  # Hydra would make a warning of it
-            _refuse(f"The tables of the sweep could not be written: {error}")
+            stop(f"The tables of the sweep could not be written: {error}")
         if not finished:
             sys.exit(1)
 
@@ -57,7 +58,8 @@ def _note_killed(folder: Path) -> None:
     for path in (folder / ".jobs").glob("*.json"):
         note = json.loads(path.read_text())
         if note["status"] == "running":
-            path.write_text(json.dumps(note | {"status": "waiting", "killed": note["killed"] + 1}))
+            with written_aside(path) as file:
+                file.write(json.dumps(note | {"status": "waiting", "killed": note["killed"] + 1}).encode())
 
 
 def end() -> Path | None:
@@ -68,11 +70,6 @@ def end() -> Path | None:
         lock.release()
         lock = None
     return folder
-
-
-def _refuse(reason: str) -> None:
-    print(f"error: {reason}", file=sys.stderr)
-    sys.exit(1)
 
 
 def report(folder: Path, hint: bool = True) -> bool:

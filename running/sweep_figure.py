@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-MARKERS = "osD^vPX<>*"
+from callbacks.figures import MARKERS, PALE, shades
 
 
 def sweep_figure(jobs: pd.DataFrame, keys: Sequence[str], title: str) -> Figure:
@@ -26,9 +24,8 @@ def sweep_figure(jobs: pd.DataFrame, keys: Sequence[str], title: str) -> Figure:
     groups = [key for key in keys if key != "seed"]
     done = jobs.dropna(subset=["test/acc", "test/macs"])
     parts = list(done.groupby(groups, sort=False, dropna=False)) if groups else [((), done)]
-    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(parts)))
-    for i, (values, part) in enumerate(parts):
-        look = {"color": shades[i], "marker": MARKERS[i % len(MARKERS)]}
+    for i, ((values, part), shade) in enumerate(zip(parts, shades(len(parts)), strict=True)):
+        look = {"color": shade, "marker": MARKERS[i % len(MARKERS)]}
         macs, accuracy = part["test/macs"] / 1e6, 100 * part["test/acc"]
         label = ", ".join(map(str, values)) or "all"
         if len(part) > 1:
@@ -38,7 +35,7 @@ def sweep_figure(jobs: pd.DataFrame, keys: Sequence[str], title: str) -> Figure:
         else:
             axes.scatter(macs, accuracy, s=64, label=label, **look)
     axes.set(xlabel="MACs per image, millions", ylabel="test accuracy, %", title=title)
-    axes.grid(color="#d9d9d9", linewidth=0.6)
+    axes.grid(color=PALE, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if groups:
         figure.legend(loc="outside right upper", frameon=False, title=", ".join(groups))
