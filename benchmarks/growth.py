@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import open_dict
 
-from callbacks.figures import save
+from figures.look import save
 from train import train
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from safetensors.torch import load_file
 
-from callbacks.figures import save
+from figures.look import save
 
 ROOT = Path(__file__).parents[1]
 RUN = [

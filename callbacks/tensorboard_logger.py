@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger as LightningTensorBoardL
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from callbacks.figures import exit_rows
+from figures.run import exit_rows
 
 
 class TensorBoardLogger(LightningTensorBoardLogger):

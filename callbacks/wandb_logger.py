@@ -15,7 +15,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from callbacks.figures import ExitRow, exit_rows
+from figures.run import ExitRow, exit_rows
 
 MODES = ("auto", "online", "offline", "disabled")
 OLDER_MODES = {"run": "online", "dryrun": "offline"}

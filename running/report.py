@@ -8,7 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.table import Table
 
-from callbacks.figures import curves_figure, exit_figure, exit_rows, save
+from figures.look import save
+from figures.run import curves_figure, exit_figure, exit_rows
 
 
 def result_table(metrics: Mapping[str, float], title: str) -> Table:

@@ -9,8 +9,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.figures import save
-from running.sweep_figure import sweep_figure
+from figures.look import save
+from figures.sweep import sweep_figure
 from storage.files import written_aside
 
 STATE = ["job", "status", "reason"]

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 from wandb.proto import wandb_internal_pb2 as pb
 from wandb.sdk.lib import wbauth
+
+import wandb
 
 BLOCK = 32768
 

@@ -12,7 +12,8 @@ import pytest
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from callbacks.figures import curves_figure, exit_figure, exit_rows, place_labels, save
+from figures.look import place_labels, save
+from figures.run import curves_figure, exit_figure, exit_rows
 
 
 def results(exits: int, spread: float = 1.0) -> dict[str, float]:

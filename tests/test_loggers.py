@@ -16,9 +16,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from callbacks.figures import exit_rows
 from callbacks.tensorboard_logger import TensorBoardLogger
 from callbacks.wandb_logger import WandbLogger
+from figures.run import exit_rows
 from tests.cases import METHODS, SMALL
 from tests.conftest import composed
 from tests.offline_runs import OfflineRun, forget, offline_runs, without_account

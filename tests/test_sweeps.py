@@ -20,8 +20,8 @@ from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from matplotlib.collections import PathCollection
 
+from figures.sweep import sweep_figure
 from running.jobs import Job
-from running.sweep_figure import sweep_figure
 from running.sweep_tables import over_seeds, read_jobs, swept, write_tables
 from tests.cases import SMALL
 from tests.conftest import ROOT, composed

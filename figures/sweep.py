@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from callbacks.figures import MARKERS, PALE, shades
+from figures.look import MARKERS, PALE, shades
 
 
 def sweep_figure(jobs: pd.DataFrame, keys: Sequence[str], title: str) -> Figure:

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import csv
-import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from matplotlib.transforms import Bbox
 
-from storage.files import written_aside
-
-ADAPTIVE = "#d55e00"  # vermilion, told from every shade of viridis by the colour-blind too
-MARKERS = "osD^vPX"
-INK, PALE = "#333333", "#d9d9d9"
-OUTLINE = [withStroke(linewidth=2.5, foreground="white")]
-Point = tuple[float, float]
+from figures.look import ADAPTIVE, INK, MARKERS, PALE, dress, place_labels, shades, sheet
 
 
 class ExitRow(NamedTuple):
@@ -57,7 +46,7 @@ def exit_figure(metrics: Mapping[str, float], title: str) -> Figure:
         metrics: what ``exit_rows`` takes.
     """
     *exits, adaptive = exit_rows(metrics)
-    figure = _sheet(4.4)
+    figure = sheet(4.4)
     figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     colours = shades(len(exits))
@@ -73,16 +62,10 @@ def exit_figure(metrics: Mapping[str, float], title: str) -> Figure:
     else:
         texts[0] += f"\n{reached}"
     left.margins(0.12)
-    _dress(left, f"MACs per image, {name}", "accuracy on all test images, %")
+    dress(left, f"MACs per image, {name}", "accuracy on all test images, %")
     _shares(right, exits, colours)
     figure.draw_without_rendering()  # the layout must stand before labels can be placed by their size on paper
     place_labels(left, points[: len(texts)], texts, [*[INK] * len(exits), ADAPTIVE][: len(texts)])
-    return figure
-
-
-def _sheet(height: float) -> Figure:
-    figure = Figure(figsize=(9.6, height))
-    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     return figure
 
 
@@ -93,67 +76,7 @@ def _shares(axes: Axes, exits: Sequence[ExitRow], colours: Sequence[Any]) -> Non
     axes.set_xlim(-0.75, len(exits) - 0.25)
     axes.bar_label(bars, fmt="%.1f", padding=2, color=INK)
     axes.margins(y=0.1)
-    _dress(axes, "exit", "share of the test images leaving there, %")
-
-
-def shades(count: int) -> list[Any]:
-    """RGBA of so many exits or groups, dark to light, legible to the colour-blind and in grey."""
-    viridis = matplotlib.colormaps["viridis"]
-    return [viridis(0.9 * k / max(1, count - 1)) for k in range(count)]
-
-
-def _dress(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.grid(axis="y", color=PALE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(color=PALE, labelcolor=INK)
-
-
-def place_labels(axes: Axes, points: Sequence[Point], texts: Sequence[str], colours: Sequence[str]) -> list[Bbox]:
-    """Writes each text near its point (data coordinates), clear of the points and of each other where there is room.
-
-    Returns:
-        The boxes of the texts, in pixels.
-    """
-    scale = axes.figure.dpi / 72
-    centres = [(float(x), float(y)) for x, y in axes.transData.transform(points)]
-    boxes: list[Bbox] = []
-    for i, (point, text, colour) in enumerate(zip(points, texts, colours, strict=True)):
-        # further from another point than from its own, so that a reader knows whose name it is
-        near = [_box(centre, *[(9 if j == i else 26) * scale] * 2) for j, centre in enumerate(centres)]
-        lines = text.split("\n")
-        size = (5.6 * max(map(len, lines)) * scale, 12.5 * len(lines) * scale)
-        shift, far = _free_place(centres[i], size, 8 * scale, [*near, *boxes], axes.bbox)
-        boxes.append(_box((centres[i][0] + shift[0], centres[i][1] + shift[1]), *size))
-        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6} if far else None
-        axes.annotate(
-            text, point, (shift[0] / scale, shift[1] / scale), "data", textcoords="offset points", ha="center",
-            va="center", color=colour, fontsize=9, arrowprops=leader, path_effects=OUTLINE, annotation_clip=False,
-        )  # fmt: skip
-    return boxes
-
-
-def _free_place(centre: Point, size: Point, gap: float, taken: Sequence[Bbox], frame: Bbox) -> tuple[Point, bool]:
-    """Where a text of this size, in pixels, is least in the way: its shift from the centre, and if that is far."""
-    options = []
-    for far, angle in itertools.product((1, 1.7, 2.6, 3.6, 4.8), (90, 45, 135, -45, -90, -135, 0, 180)):
-        x, y = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-        shift = (x * (size[0] / 2 + far * gap), y * (size[1] / 2 + far * gap))
-        box = _box((centre[0] + shift[0], centre[1] + shift[1]), *size)
-        hidden = box.width * box.height - _shared(box, frame)
-        options.append((sum(_shared(box, other) for other in taken) + hidden, shift, far > 1))
-    return min(options, key=lambda option: option[0])[1:]
-
-
-def _box(centre: Point, width: float, height: float) -> Bbox:
-    return Bbox.from_bounds(centre[0] - width / 2, centre[1] - height / 2, width, height)
-
-
-def _shared(box: Bbox, other: Bbox) -> float:
-    part = Bbox.intersection(box, other)
-    return 0.0 if part is None else part.width * part.height
+    dress(axes, "exit", "share of the test images leaving there, %")
 
 
 def curves_figure(csv_path: str | Path) -> Figure:
@@ -170,7 +93,7 @@ def curves_figure(csv_path: str | Path) -> Figure:
     if not rows:
         raise ValueError(f"Expected {csv_path} to hold the metrics of a run, got no row.")
     names = {int(m[1]): m[0] for name in rows[0] if (m := re.fullmatch(r"val/exit_(\d+)/acc", name))}
-    figure = _sheet(6)
+    figure = sheet(6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for axes in (upper, lower):
         _shade_phases(axes, rows, named=axes is upper)
@@ -179,8 +102,8 @@ def curves_figure(csv_path: str | Path) -> Figure:
     if len(names) > 1:
         _curve(upper, rows, "val/acc", 100, color=ADAPTIVE, linestyle="--", label="adaptive", marker="*", markersize=7)
     _curve(lower, rows, "train/loss", 1, color=INK, marker="o")
-    _dress(upper, "", "accuracy on all validation images, %")
-    _dress(lower, "step", "training loss")
+    dress(upper, "", "accuracy on all validation images, %")
+    dress(lower, "step", "training loss")
     if names:
         figure.legend(loc="outside right upper", frameon=False, labelcolor=INK)
     return figure
@@ -207,9 +130,3 @@ def _shade_phases(axes: Axes, rows: Sequence[Mapping[str, str]], named: bool) ->
                 rotation=90 if narrow else 0, fontsize=9, color=INK,
             )  # fmt: skip
         start = end
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes the figure as PNG, whole or not at all."""
-    with written_aside(path) as file:
-        figure.savefig(file, format="png", dpi=150)
