@@ -47,6 +47,11 @@ class NetworkCosts:
         return tuple(accumulate(map(sum, zip(self.segments, self.heads, strict=True))))
 
     @property
+    def alone(self) -> tuple[int, ...]:
+        """Of an image that leaves at each exit, no other head computed."""
+        return tuple(map(sum, zip(accumulate(self.segments), self.heads, strict=True)))
+
+    @property
     def backbone(self) -> int:
         """Of the backbone with its own head alone."""
         return self.until_tap[-1] + self.heads[-1]

@@ -1,0 +1,190 @@
+"""Runs images through a network with early exits and stops where the policy says: each at its own exit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from costs.network import NetworkCosts, network_costs
+from inference.policies import Decision, Policy, State
+from networks.exits import EarlyExitNetwork
+
+
+class Prediction(NamedTuple):
+    """What became of N samples.
+
+    Attributes:
+        label: (N,) int64, the class answered.
+        confidence: (N,) float32, its softmax probability.
+        exit: (N,) int64, where the sample left, from 1.
+        macs: (N,) int64, spent on the sample.
+    """
+
+    label: Tensor
+    confidence: Tensor
+    exit: Tensor
+    macs: Tensor
+
+
+class Way(Protocol):
+    """What the samples go along: a network that computes, or a trace that remembers."""
+
+    def advance(self, k: int) -> Tensor | int:
+        """Brings all samples on the way to exit k, from 1; gives the MACs of that segment, (n,) or the same for all."""
+
+    def head(self, k: int, wanted: Tensor | None) -> tuple[Tensor, Tensor | int]:
+        """Logits (m, C) float32 of head k for the samples ``wanted`` (m,), None for all, and the MACs of it."""
+
+    def keep(self, staying: Tensor) -> None:
+        """Leaves only these samples (m,) on the way."""
+
+
+class Executor:
+    """Executes one policy on one network; what is not needed is not computed.
+
+    At an exit the samples that leave are taken out of the batch and the rest go on as a smaller one. A head is
+    computed for the samples that the policy wants it for. A batch of one is never indexed. Runs where the network is,
+    in the precision of the surrounding ``torch.autocast``; scores are taken in fp32.
+
+    Args:
+        network: put into eval mode.
+        policy: with its thresholds.
+        temperatures: of each exit's logits, N numbers; None for 1.
+
+    Raises:
+        ValueError: a policy or temperatures that do not fit the network.
+    """
+
+    def __init__(self, network: EarlyExitNetwork, policy: Policy, temperatures: list[float] | None = None):
+        self.network = network.eval()
+        self.policy, self.temperatures = policy, temperatures
+        self.costs = network_costs(network)
+        policy.check(self.costs, network.chain.num_classes)
+        if temperatures is not None and (len(temperatures) != network.num_exits or min(temperatures) <= 0):
+            raise ValueError(f"Expected {network.num_exits} temperatures above 0, one an exit, got {temperatures}.")
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Prediction:
+        """Normalized images (N, C, H, W), N at least 1, to what became of them.
+
+        Raises:
+            ValueError: an exit's logits are not numbers.
+        """
+        way = NetworkWay(self.network, self.costs, images, self.temperatures)
+        return travel(self.policy, way, self.costs, len(images), images)
+
+
+class NetworkWay:
+    """The samples' features on their way along a network."""
+
+    def __init__(
+        self, network: EarlyExitNetwork, costs: NetworkCosts, images: Tensor, temperatures: list[float] | None
+    ):
+        chain = network.chain
+        self.chain, self.costs, self.temperatures = chain, costs, temperatures
+        self.heads: list[nn.Module] = [*network.heads, chain.head]
+        self.ends = (*network.taps, len(chain.blocks))
+        self.feature = images
+        self.at: int | None = None
+
+    def advance(self, k: int) -> int:
+        self.feature = self.chain.run(self.feature, self.at, self.ends[k - 1])
+        self.at = self.ends[k - 1]
+        return self.costs.segments[k - 1]
+
+    def head(self, k: int, wanted: Tensor | None) -> tuple[Tensor, int]:
+        feature = self.feature if wanted is None else self.feature.index_select(0, wanted)
+        logits = self.heads[k - 1](feature).float()
+        if self.temperatures is not None:
+            logits = logits / self.temperatures[k - 1]
+        return logits, self.costs.heads[k - 1]
+
+    def keep(self, staying: Tensor) -> None:
+        self.feature = self.feature.index_select(0, staying)
+
+
+class Leaving(NamedTuple):
+    """Samples that left together: where in the batch (None: all of it), logits (m, C), exit, MACs (m,)."""
+
+    rows: Tensor | None
+    logits: Tensor
+    exit: int
+    macs: Tensor
+
+
+def travel(policy: Policy, way: Way, costs: NetworkCosts, count: int, images: Tensor | None = None) -> Prediction:
+    """Takes ``count`` samples along a way until each has left.
+
+    Args:
+        costs: static, of the network.
+        images: for the policy; None in replay.
+    """
+    device = None if images is None else images.device
+    state = State(costs, torch.zeros(count, dtype=torch.int64, device=device))
+    policy.begin(images, state)
+    gone: list[Leaving] = []
+    rows: Tensor | None = None
+    for k in range(1, len(costs.heads) + 1):
+        state.spent = state.spent + way.advance(k)
+        left = _at_exit(policy, way, state, k, last=k == len(costs.heads))
+        if left is None:
+            continue
+        leaving, logits, spent = left
+        if leaving is None:
+            gone.append(Leaving(rows, logits, k, spent))
+            break
+        gone.append(Leaving(leaving if rows is None else rows.index_select(0, leaving), logits, k, spent))
+        staying = torch.ones(len(state.spent), dtype=torch.bool, device=device).index_fill_(0, leaving, False)
+        index = staying.nonzero()[:, 0]
+        rows = index if rows is None else rows.index_select(0, index)
+        state = state.rows(index)
+        way.keep(index)
+    return _joined(gone, count)
+
+
+def _at_exit(policy: Policy, way: Way, state: State, k: int, last: bool) -> tuple[Tensor | None, Tensor, Tensor] | None:
+    """Who leaves at exit k (None: all), with which logits, having spent what; None where nobody does."""
+    some, wanted = (True, None) if last else _chosen(policy.wants(k, state))
+    if not some:
+        return None
+    logits, cost = way.head(k, wanted)
+    part = state if wanted is None else state.rows(wanted)
+    part.spent = part.spent + cost
+    some, leaving = (True, None) if last else _chosen(policy.leaves(k, logits, part))
+    if wanted is not None:
+        state.put(wanted, part)
+    if not some:
+        return None
+    if leaving is not None:
+        logits, part = logits.index_select(0, leaving), part.rows(leaving)
+    if wanted is not None:
+        leaving = wanted if leaving is None else wanted.index_select(0, leaving)
+    return leaving, logits, part.spent
+
+
+def _chosen(decision: Decision) -> tuple[bool, Tensor | None]:
+    """Whether anybody is chosen, and who: an index (m,), None for all."""
+    if isinstance(decision, bool):
+        return decision, None
+    if len(decision) == 1:
+        return bool(decision), None
+    index = decision.nonzero()[:, 0]
+    return len(index) > 0, None if len(index) == len(decision) else index
+
+
+def _joined(gone: list[Leaving], count: int) -> Prediction:
+    """Who left where, in the order of the batch."""
+    if gone[0].rows is None:
+        return _answers(gone[0])
+    order = torch.cat([group.rows for group in gone if group.rows is not None])
+    columns = [torch.cat(parts) for parts in zip(*(_answers(group) for group in gone), strict=True)]
+    return Prediction(*(torch.empty_like(column).index_copy_(0, order, column) for column in columns))
+
+
+def _answers(group: Leaving) -> Prediction:
+    confidence, label = group.logits.softmax(1).max(1)
+    if not torch.isfinite(confidence).all():
+        raise ValueError(f"Expected numbers from exit {group.exit}, got NaN; were these weights trained to their end?")
+    return Prediction(label, confidence, torch.full_like(label, group.exit), group.macs)

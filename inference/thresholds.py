@@ -1,0 +1,170 @@
+"""Policies with a threshold for each early exit, on a score of its logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from costs.network import NetworkCosts
+from inference.policies import Decision, Policy, State
+
+if TYPE_CHECKING:
+    from inference.trace import Trace
+
+STEPS = 2000  # of a sequence
+
+
+@dataclass(frozen=True)
+class Thresholds(Policy):
+    """Leaves at the first exit whose score passes its threshold.
+
+    Args:
+        thresholds: one for each of the N - 1 early exits, or one for all; None for a family.
+    """
+
+    thresholds: float | Sequence[float] | None = None
+    never: ClassVar[float] = math.inf  # a threshold that no score passes
+    lower_is_better: ClassVar[bool] = False
+
+    def score(self, logits: Tensor) -> Tensor:
+        """(…, C) to (…)."""
+        raise NotImplementedError
+
+    def passes(self, score: Tensor, threshold: Tensor | float) -> Tensor:
+        """Whether a score is enough to leave, element by element."""
+        return score >= threshold
+
+    def range(self, num_classes: int) -> tuple[float, float]:
+        """Lowest and highest score there is."""
+        return 0.0, 1.0
+
+    def each(self, exits: int) -> list[float]:
+        """The threshold of each early exit of a network with so many exits.
+
+        Raises:
+            ValueError: another number of them, or none.
+        """
+        if self.thresholds is None:
+            raise ValueError(f"Expected policy.thresholds: one number, or {exits - 1}, one an early exit.")
+        if isinstance(self.thresholds, int | float):
+            return [float(self.thresholds)] * (exits - 1)
+        if len(self.thresholds) != exits - 1:
+            raise ValueError(
+                f"Expected {exits - 1} thresholds, one for each early exit of {exits} exits, got "
+                f"{list(self.thresholds)}."
+            )
+        return [float(threshold) for threshold in self.thresholds]
+
+    def check(self, costs: NetworkCosts, num_classes: int) -> None:
+        low, high = self.range(num_classes)
+        for threshold in self.each(len(costs.heads)):
+            if not (low <= threshold <= high or threshold == self.never):
+                also = "" if low <= self.never <= high else f" (or {self.never}, never to leave there)"
+                raise ValueError(
+                    f"Expected thresholds of {self.name} from {low:g} to {high:.4g}{also}, got {threshold}."
+                )
+
+    def leaves(self, k: int, logits: Tensor, state: State) -> Decision:
+        thresholds = self.thresholds
+        threshold = thresholds if isinstance(thresholds, int | float) else (thresholds or ())[k - 1]
+        return self.passes(self.score(logits), threshold)
+
+    def candidates(self, trace: Trace, points: int) -> Tensor:
+        """Combinations of thresholds at quantiles of each exit's scores, ``never`` among them.
+
+        All combinations where there are enough points for at least four thresholds an exit; otherwise as many drawn at
+        random, with a fixed seed.
+        """
+        early = trace.num_exits - 1
+        if early == 0:
+            return torch.empty(1, 0, dtype=torch.float64)
+        levels = math.floor(round(points ** (1 / early), 9))
+        columns = [self._levels(score, max(levels, 4)) for score in self.score(trace.logits[:-1])]
+        if levels >= 4:
+            return torch.cartesian_prod(*columns).view(-1, early)
+        generator = torch.Generator().manual_seed(0)
+        drawn = [column[torch.randint(len(column), (points,), generator=generator)] for column in columns]
+        return torch.stack(drawn, 1)
+
+    def _levels(self, score: Tensor, count: int) -> Tensor:
+        """Up to ``count`` thresholds: just low enough for equal shares of the samples to pass, and ``never``."""
+        ordered = score.sort().values
+        ranks = torch.linspace(0, len(ordered) - 1, count - 1).round().long()
+        return torch.cat([self._just_passed(ordered[ranks]), torch.tensor([self.never])]).unique().double()
+
+    def passed_by(self, score: Tensor, count: int) -> float:
+        """The threshold that the ``count`` best of some scores pass, and those equal to the last of them."""
+        if count < 1 or not len(score):
+            return self.never
+        best = score.sort(descending=not self.lower_is_better).values
+        return float(self._just_passed(best[min(count, len(score)) - 1]))
+
+    def _just_passed(self, score: Tensor) -> Tensor:
+        """The thresholds that these scores (float32) only just pass."""
+        return score
+
+    def sequence(self, num_classes: int, costs: NetworkCosts) -> Tensor:
+        """One threshold for all exits, from ``never`` on; the steps are finer where it is careful."""
+        away = 10 ** -torch.linspace(7, 0, STEPS, dtype=torch.float64)
+        values = torch.cat([torch.tensor([self.never], dtype=torch.float64), self._away(away, num_classes)])
+        return values[:, None].expand(-1, len(costs.heads) - 1)
+
+    def _away(self, steps: Tensor, num_classes: int) -> Tensor:
+        """Thresholds at these distances, from 0 to 1, from one that is met by certainty alone."""
+        return 1 - steps
+
+    def at(self, values: Sequence[float]) -> Self:
+        return replace(self, thresholds=[float(value) for value in values])
+
+    def describe(self) -> dict[str, Any]:
+        return {"policy": self.name, "thresholds": self.thresholds}
+
+
+@dataclass(frozen=True)
+class Confidence(Thresholds):
+    """Leaves when the largest softmax probability is at least λ (equation 2 of the Exit Predictor paper)."""
+
+    name = "confidence"
+
+    def score(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1).amax(-1)
+
+
+@dataclass(frozen=True)
+class Margin(Thresholds):
+    """Leaves when the two largest softmax probabilities are at least the threshold apart."""
+
+    name = "margin"
+
+    def score(self, logits: Tensor) -> Tensor:
+        first, second = logits.softmax(-1).topk(2, -1).values.unbind(-1)
+        return first - second
+
+
+@dataclass(frozen=True)
+class Entropy(Thresholds):
+    """Leaves when the entropy of the softmax, in nats, is below the threshold (hybrid-network paper, algorithm 1)."""
+
+    name = "entropy"
+    never: ClassVar[float] = 0.0
+    lower_is_better: ClassVar[bool] = True
+
+    def score(self, logits: Tensor) -> Tensor:
+        return torch.special.entr(logits.softmax(-1)).sum(-1)
+
+    def passes(self, score: Tensor, threshold: Tensor | float) -> Tensor:
+        return score < threshold
+
+    def range(self, num_classes: int) -> tuple[float, float]:
+        return 0.0, math.inf  # above ln C everybody leaves
+
+    def _just_passed(self, score: Tensor) -> Tensor:
+        return score.nextafter(torch.tensor(math.inf))
+
+    def _away(self, steps: Tensor, num_classes: int) -> Tensor:
+        return 1.001 * math.log(num_classes) * steps

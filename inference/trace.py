@@ -1,0 +1,167 @@
+"""Traces: what every exit said of every sample of a split, and what each segment and head cost it, recorded once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from costs.network import NetworkCosts, network_costs
+from networks.exits import EarlyExitNetwork
+from storage.files import written_aside
+
+FORMAT = "offramp trace 1"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A split seen by a network with N exits.
+
+    Attributes:
+        logits: (N, samples, C) float32.
+        labels: (samples,) int64.
+        segments: by convention (``macs``, ``ptflops``), (N, samples) int64: the backbone from the exit before to each.
+        heads: by convention, (N, samples) int64: each exit's own classifier.
+        costs: by convention, the same of the network as it stands, nothing skipped.
+        extras: what the data set knows of each sample besides, (samples,) by name.
+        about: where it comes from.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    segments: Mapping[str, Tensor]
+    heads: Mapping[str, Tensor]
+    costs: Mapping[str, NetworkCosts]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_exits(self) -> int:
+        return len(self.logits)
+
+    @property
+    def num_classes(self) -> int:
+        return self.logits.shape[2]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def correct(self) -> Tensor:
+        """(N, samples) bool: whether each exit is right."""
+        return self.logits.argmax(-1) == self.labels
+
+    def paid(self, convention: str = "macs") -> Tensor:
+        """(N, samples) int64: what leaving at each exit costs with every head on the way computed."""
+        return (self.segments[convention] + self.heads[convention]).cumsum(0)
+
+    def tempered(self, temperatures: Sequence[float]) -> Trace:
+        """The same with each exit's logits divided by its temperature."""
+        divisors = torch.tensor(list(temperatures), dtype=self.logits.dtype)[:, None, None]
+        return replace(self, logits=self.logits / divisors)
+
+    def rows(self, index: Tensor) -> Trace:
+        """Some of the samples."""
+        segments, heads = ({n: v[:, index] for n, v in part.items()} for part in (self.segments, self.heads))
+        extras = {name: value[index] for name, value in self.extras.items()}
+        return replace(
+            self, logits=self.logits[:, index], labels=self.labels[index], segments=segments, heads=heads, extras=extras
+        )
+
+
+@torch.inference_mode()
+def record(
+    network: EarlyExitNetwork,
+    batches: Iterable[Sequence[Tensor]],
+    extras: Sequence[str] = (),
+    about: Mapping[str, Any] | None = None,
+) -> Trace:
+    """One pass of a network over a split.
+
+    Args:
+        network: put into eval mode; runs where it is, in the precision of the surrounding ``torch.autocast``.
+        batches: of normalized images (n, C, H, W) where the network is, labels (n,), and one tensor (n,) an extra.
+        extras: names of the latter.
+
+    Raises:
+        ValueError: no sample at all, or logits that are not numbers.
+    """
+    network.eval()
+    costs = {convention: network_costs(network, convention) for convention in ("macs", "ptflops")}
+    logits, rest = [], []
+    for images, *known in batches:
+        logits.append(torch.stack([z.float() for z in network(images)]).cpu())
+        rest.append([value.cpu() for value in known])
+    if not logits or not sum(z.shape[1] for z in logits):
+        raise ValueError("Expected at least one image to evaluate on, the split is empty.")
+    stacked = torch.cat(logits, 1)
+    _require_numbers(stacked)
+    labels, *more = (torch.cat(column) for column in zip(*rest, strict=True))
+    samples = len(labels)
+    segments = {name: _each(cost.segments, samples) for name, cost in costs.items()}
+    heads = {name: _each(cost.heads, samples) for name, cost in costs.items()}
+    return Trace(stacked, labels, segments, heads, costs, dict(zip(extras, more, strict=False)), about or {})
+
+
+def _each(costs: Sequence[int], samples: int) -> Tensor:
+    return torch.tensor(costs, dtype=torch.int64)[:, None].repeat(1, samples)
+
+
+def _require_numbers(logits: Tensor) -> None:
+    bad = ~torch.isfinite(logits).all(-1)
+    if bad.any():
+        exit = int(bad.any(1).int().argmax())
+        raise ValueError(
+            f"Expected numbers from exit {exit + 1}, got NaN or infinity for {int(bad[exit].sum())} of {bad.shape[1]} "
+            "images; were these weights trained to their end? bf16 and fp32 overflow alike, so train again with a "
+            "smaller optimizer.lr."
+        )
+
+
+def write_trace(path: str | Path, trace: Trace) -> None:
+    """Writes safetensors whose header holds, as JSON, the format, the static costs and where the trace comes from."""
+    tensors = {"logits": trace.logits, "labels": trace.labels}
+    tensors |= {f"segments/{name}": value for name, value in trace.segments.items()}
+    tensors |= {f"heads/{name}": value for name, value in trace.heads.items()}
+    tensors |= {f"extras/{name}": value for name, value in trace.extras.items()}
+    costs = {name: asdict(cost) for name, cost in trace.costs.items()}
+    header = json.dumps({"format": FORMAT, "costs": costs, "about": dict(trace.about)})
+    with written_aside(path) as file:
+        file.write(save({name: value.contiguous() for name, value in tensors.items()}, {"offramp": header}))
+
+
+def read_trace(path: str | Path) -> Trace:
+    """The trace in a file.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is damaged, or another kind of file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["offramp"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["format"] != FORMAT:
+            raise ValueError(header["format"])
+        costs = {name: NetworkCosts(**_tuples(cost)) for name, cost in header["costs"].items()}
+        parts = {room: _under(room, tensors) for room in ("segments", "heads", "extras")}
+        return Trace(tensors["logits"], tensors["labels"], **parts, costs=costs, about=header["about"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"Expected a trace ({FORMAT}) in {path}, got another file or a damaged one: {error}."
+        ) from error
+
+
+def _tuples(cost: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in cost.items()}
+
+
+def _under(room: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{room}/"): value for name, value in tensors.items() if name.startswith(f"{room}/")}
