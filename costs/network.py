@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -30,28 +31,28 @@ class NetworkCosts:
     heads: tuple[int, ...]
     taps: tuple[int, ...]
 
-    @property
+    @cached_property
     def until_tap(self) -> tuple[int, ...]:
         """From the image to each tap along the backbone, tap 0 first."""
         return tuple(accumulate(self.blocks, initial=self.stem))
 
-    @property
+    @cached_property
     def segments(self) -> tuple[int, ...]:
         """Backbone between consecutive exits: O_l of equation 3 of the Exit Predictor paper, the stem in the first."""
         ends = [self.until_tap[tap] for tap in (*self.taps, len(self.blocks))]
         return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
-    @property
+    @cached_property
     def leaving(self) -> tuple[int, ...]:
         """Of an image that leaves at each exit, all heads on its way computed (equation 3)."""
         return tuple(accumulate(map(sum, zip(self.segments, self.heads, strict=True))))
 
-    @property
+    @cached_property
     def alone(self) -> tuple[int, ...]:
         """Of an image that leaves at each exit, no other head computed."""
         return tuple(map(sum, zip(accumulate(self.segments), self.heads, strict=True)))
 
-    @property
+    @cached_property
     def backbone(self) -> int:
         """Of the backbone with its own head alone."""
         return self.until_tap[-1] + self.heads[-1]

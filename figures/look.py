@@ -24,6 +24,7 @@ Point = tuple[float, float]
 
 
 def sheet(height: float) -> Figure:
+    """An empty figure, 9.6 inches wide and so many high."""
     figure = Figure(figsize=(9.6, height))
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     return figure
@@ -36,6 +37,7 @@ def shades(count: int) -> list[Any]:
 
 
 def dress(axes: Axes, x: str, y: str) -> None:
+    """Names the axes and makes what is not data pale."""
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
     axes.grid(axis="y", color=PALE, linewidth=0.6)
@@ -90,6 +92,6 @@ def _shared(box: Bbox, other: Bbox) -> float:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure as PNG, whole or not at all."""
-    with written_aside(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+    """Writes the figure, whole or not at all, in the format of the suffix: PNG, or SVG that keeps its text."""
+    with written_aside(path) as file, matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(file, format=path.suffix[1:], dpi=150)

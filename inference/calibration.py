@@ -24,11 +24,13 @@ class OperatingPoint:
         name: of the choice, for tables.
         policy: None where there is none to choose.
         note: what is guaranteed, or why there is none.
+        series: whether it is one of many from one protocol.
     """
 
     name: str
     policy: Policy | None
     note: str = ""
+    series: bool = False
 
 
 class Calibration(Protocol):
@@ -109,7 +111,10 @@ class BudgetedBatch:
             note = f"needs a policy with thresholds (confidence, margin, entropy), not {policy.name}"
             return [OperatingPoint("budgeted batch", None, note)]
         qs = [i / 20 for i in range(1, self.points + 1)]
-        return [OperatingPoint(f"budgeted batch, q = {q:.2f}", policy.at(quantiles(rule, trace, q))) for q in qs]
+        return [
+            OperatingPoint(f"budgeted batch, q = {q:.2f}", policy.at(quantiles(rule, trace, q)), series=True)
+            for q in qs
+        ]
 
 
 def quantiles(rule: Thresholds, trace: Trace, q: float) -> list[float]:

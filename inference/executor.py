@@ -61,6 +61,8 @@ class Executor:
         self.network = network.eval()
         self.policy, self.temperatures = policy, temperatures
         self.costs = network_costs(network)
+        self.heads: list[nn.Module] = [*network.heads, network.chain.head]
+        self.ends = (*network.taps, len(network.chain.blocks))
         policy.check(self.costs, network.chain.num_classes)
         if temperatures is not None and (len(temperatures) != network.num_exits or min(temperatures) <= 0):
             raise ValueError(f"Expected {network.num_exits} temperatures above 0, one an exit, got {temperatures}.")
@@ -72,37 +74,31 @@ class Executor:
         Raises:
             ValueError: an exit's logits are not numbers.
         """
-        way = NetworkWay(self.network, self.costs, images, self.temperatures)
-        return travel(self.policy, way, self.costs, len(images), images)
+        return travel(self.policy, NetworkWay(self, images), self.costs, len(images), images)
 
 
 class NetworkWay:
     """The samples' features on their way along a network."""
 
-    def __init__(
-        self, network: EarlyExitNetwork, costs: NetworkCosts, images: Tensor, temperatures: list[float] | None
-    ):
-        chain = network.chain
-        self.chain, self.costs, self.temperatures = chain, costs, temperatures
-        self.heads: list[nn.Module] = [*network.heads, chain.head]
-        self.ends = (*network.taps, len(chain.blocks))
-        self.feature = images
+    def __init__(self, executor: Executor, images: Tensor):
+        self.executor, self.feature = executor, images
         self.at: int | None = None
 
     def advance(self, k: int) -> int:
-        self.feature = self.chain.run(self.feature, self.at, self.ends[k - 1])
-        self.at = self.ends[k - 1]
-        return self.costs.segments[k - 1]
+        end = self.executor.ends[k - 1]
+        self.feature = self.executor.network.chain.run(self.feature, self.at, end)
+        self.at = end
+        return self.executor.costs.segments[k - 1]
 
     def head(self, k: int, wanted: Tensor | None) -> tuple[Tensor, int]:
-        feature = self.feature if wanted is None else self.feature.index_select(0, wanted)
-        logits = self.heads[k - 1](feature).float()
-        if self.temperatures is not None:
-            logits = logits / self.temperatures[k - 1]
-        return logits, self.costs.heads[k - 1]
+        feature = self.feature if wanted is None else self.feature[wanted]
+        logits = self.executor.heads[k - 1](feature).float()
+        if self.executor.temperatures is not None:
+            logits = logits / self.executor.temperatures[k - 1]
+        return logits, self.executor.costs.heads[k - 1]
 
     def keep(self, staying: Tensor) -> None:
-        self.feature = self.feature.index_select(0, staying)
+        self.feature = self.feature[staying]  # index_select would not keep channels_last
 
 
 class Leaving(NamedTuple):
@@ -185,6 +181,6 @@ def _joined(gone: list[Leaving], count: int) -> Prediction:
 
 def _answers(group: Leaving) -> Prediction:
     confidence, label = group.logits.softmax(1).max(1)
-    if not torch.isfinite(confidence).all():
+    if confidence.isnan().any():
         raise ValueError(f"Expected numbers from exit {group.exit}, got NaN; were these weights trained to their end?")
     return Prediction(label, confidence, torch.full_like(label, group.exit), group.macs)

@@ -146,7 +146,7 @@ def _threshold_sums(rule: Thresholds, values: Tensor, trace: Trace, halts: Tenso
 
 
 def _worth(trace: Trace, k: int) -> Tensor:
-    """(samples, 2 + conventions + N): what a sample that leaves at exit k adds to the sums, all heads on its way paid."""
+    """What a sample that leaves at exit k, all heads on its way paid, adds to the sums: (samples, columns of sums)."""
     exit = torch.full((len(trace),), k)
     heads = (torch.arange(1, trace.num_exits + 1) <= k)[:, None].expand(-1, len(trace))
     here = torch.eye(trace.num_exits, dtype=torch.float64)[k - 1].expand(len(trace), -1)

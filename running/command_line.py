@@ -58,8 +58,12 @@ def _reason(error: BaseException) -> str:
     return _one_line(str(error))
 
 
-def run_main(main: Callable[[], None]) -> None:
-    """Runs a Hydra entry point; what it refuses ends with status 1 and one line. HYDRA_FULL_ERROR=1 shows all of it."""
+def run_main(main: Callable[[], None], conf: Path = CONF) -> None:
+    """Runs a Hydra entry point; what it refuses ends with status 1 and one line. HYDRA_FULL_ERROR=1 shows all of it.
+
+    Args:
+        conf: folder of its config groups.
+    """
     if not SHOW_ALL:
         os.environ["OFFRAMP_ONE_LINE"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -74,7 +78,7 @@ def run_main(main: Callable[[], None]) -> None:
             end_stopped(stopped, "hydra.sweep.dir", folder)
         end_stopped(stopped)
     except Exception as error:
-        reason = _refusal(error)
+        reason = _refusal(error, conf)
         if folder := sweep.end():
             sweep.report(folder)
             reason = reason or f"The sweep broke off: {type(error).__name__}: {_one_line(str(error))}"
@@ -101,10 +105,10 @@ def _is_to_go_on(main: Callable[[], None]) -> bool:
     return False
 
 
-def _refusal(error: Exception) -> str | None:
+def _refusal(error: Exception, conf: Path) -> str | None:
     """One line for what Hydra itself refuses, None for anything else."""
     if isinstance(error, (CompactHydraException, OmegaConfBaseException)):
-        return _composition(error)
+        return _composition(error, conf)
     text = _one_line(str(error))
     if isinstance(error, ValueError) and text.startswith("Config group override"):  # group=null
         return text
@@ -113,32 +117,32 @@ def _refusal(error: Exception) -> str | None:
     return None
 
 
-def _composition(error: Exception) -> str:
+def _composition(error: Exception, conf: Path) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if group == "hydra/launcher" and choice in EXTRAS:
             return f"{group}={choice} needs a package: pip install '.[{EXTRAS[choice]}]'"
-        known = _choices(group) or sorted(error.options or [])
+        known = _choices(conf / group) or sorted(error.options or [])
         return f"{group}={choice} is not an option; {group} is one of {', '.join(known)}."
     text = str(error)
     if isinstance(error, ConfigCompositionException) and (key := re.search(r"Could not override '([^'@]+)", text)):
-        near = _nearest(key[1], error.__cause__)
+        near = _nearest(key[1], error.__cause__, conf)
         return f"There is no key {key[1]!r}{near}. --cfg job prints all keys, --help the groups."
     if isinstance(error.__cause__, OmegaConfBaseException):
         text = f"{text} {error.__cause__}"
     return _one_line(text)
 
 
-def _choices(group: str) -> list[str]:
-    files = [path.relative_to(CONF / group).with_suffix("") for path in (CONF / group).rglob("*.yaml")]
+def _choices(group: Path) -> list[str]:
+    files = [path.relative_to(group).with_suffix("") for path in group.rglob("*.yaml")]
     return sorted(str(file) for file in files if not file.name.startswith("_"))
 
 
-def _nearest(key: str, cause: BaseException | None) -> str:
+def _nearest(key: str, cause: BaseException | None, conf: Path) -> str:
     """A suggestion for a mistyped key, from the node it was looked for in, the top-level keys and the groups."""
     _, _, last = key.rpartition(".")
-    top = re.findall(r"^(\w+):", (CONF / "train.yaml").read_text(), re.M)
-    names = {name: name for name in top + [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]}
+    top = [name for file in conf.glob("*.yaml") for name in re.findall(r"^(\w+):", file.read_text(), re.M)]
+    names = {name: name for name in top + [str(path.relative_to(conf)) for path in conf.rglob("*") if path.is_dir()]}
     node = getattr(cause, "parent_node", None)
     if isinstance(node, DictConfig):
         prefix = str(node._get_full_key("")).rstrip(".")

@@ -84,7 +84,7 @@ class RunDirectory:
         finished = self.path / "metrics.json"
         if not (self.checkpoints or finished.exists()):
             return None  # nothing to lose
-        stored = self._stored_config()
+        stored = self.stored_config()
         for key, value in _flat(OmegaConf.to_container(config, resolve=True)):
             picked = OmegaConf.select(stored, key)
             if value == "auto" and picked is not None and not key.startswith(EXEMPT):
@@ -100,7 +100,12 @@ class RunDirectory:
             unsealed(checkpoint)
         return None
 
-    def _stored_config(self) -> DictConfig:
+    def stored_config(self) -> DictConfig:
+        """The config of the run that is here.
+
+        Raises:
+            ValueError: it is missing or damaged.
+        """
         target = self.path / "config.yaml"
         try:
             stored = OmegaConf.create(target.read_text())

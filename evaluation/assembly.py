@@ -1,0 +1,79 @@
+"""From an evaluation's config to what is to be done, refused where it cannot be."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from costs.network import network_costs
+from evaluation.results import COSTS, Plan
+from evaluation.runs import TrainedRun
+from inference.policies import Budget, Policy
+from running.assembly import built
+
+FIXED = ("split", "temperature")  # of the node calibration; the others are calibrations
+
+
+def build_plan(cfg: DictConfig) -> Plan:
+    """Policy, calibrations and cost axis.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+    if cfg.cost not in COSTS:
+        raise ValueError(f"Expected cost to be {', '.join(COSTS)}, got {cfg.cost}.")
+    for key in ("latency", "retrace"):
+        if not isinstance(cfg[key], bool):
+            raise ValueError(f"Expected {key} to be true or false, got {cfg[key]}.")
+    policy: Policy = built(cfg.policy)
+    if cfg.budget is not None:
+        if isinstance(policy, Budget):
+            raise ValueError("policy=budget takes its limit as policy.macs; budget= is for the other policies.")
+        policy = Budget(cfg.budget, policy)
+    nodes: dict[str, Any] = {str(name): node for name, node in cfg.calibration.items() if name not in FIXED}
+    calibrations = {name: built(node) for name, node in nodes.items() if node is not None}
+    return Plan(policy, calibrations, cfg.calibration.split, cfg.calibration.temperature, cfg.points, COSTS[cfg.cost])
+
+
+def check(runs: Sequence[TrainedRun], plan: Plan) -> None:
+    """Whether the policy fits the networks.
+
+    Raises:
+        ValueError: no run has an early exit; thresholds of the wrong number or outside their range.
+    """
+    adaptive = [run for run in runs if run.network.num_exits > 1]
+    if not adaptive:
+        raise ValueError(
+            f"Expected a run with early exits, {runs[0].path} has none (method={runs[0].config.method.name}), so there "
+            "is nothing to choose; evaluate it beside one that has: 'runs=[<run with exits>,<this one>]'."
+        )
+    for run in adaptive:
+        costs, classes = network_costs(run.network), run.network.chain.num_classes
+        careful = plan.policy.at(plan.policy.sequence(classes, costs)[0].tolist())
+        try:
+            for policy in [careful, plan.policy] if plan.is_point else [careful]:
+                policy.check(costs, classes)
+        except ValueError as error:
+            raise ValueError(f"{run.label}: {error}" if len(runs) > 1 else str(error)) from error
+
+
+def results_folder(cfg: DictConfig, runs: Sequence[TrainedRun], now: datetime.datetime) -> Path:
+    """Where the results go, made.
+
+    Raises:
+        OSError: it cannot be written to.
+    """
+    folder = Path("evaluations") / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S")
+    if len(runs) == 1:
+        folder = runs[0].path / "evaluation"
+    if cfg.folder != "auto":
+        folder = Path(cfg.folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder}: {error.strerror}; choose another folder=.") from error
+    return folder

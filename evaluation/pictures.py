@@ -1,0 +1,104 @@
+"""Draws the figures of an evaluation, each as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from evaluation.latency import Latency
+from evaluation.report import title
+from evaluation.results import Plan, Point, Result, depth_correlation, disagreements
+from figures.confidence import ExitConfidence, confidence_figure, difficulty_figure, disagreement_figure
+from figures.look import save
+from figures.tradeoff import RunCurve, latency_figure, shares_figure, tradeoff_figure
+from inference.temperature import reliability
+
+
+def pictures(results: Sequence[Result], plan: Plan) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of what all runs share, then of each run with early exits, in a folder of its own if several."""
+    yield "tradeoff", tradeoff_figure([_run_curve(r, plan) for r in results], plan.cost.title, title(results, plan))
+    for result in results:
+        if result.adaptive:
+            room = "" if len(results) == 1 else f"{result.run.label.replace(' ', '_').replace('/', '_')}/"
+            for name, figure in _of_run(result, plan):
+                yield room + name, figure
+
+
+def _of_run(result: Result, plan: Plan) -> Iterator[tuple[str, Figure]]:
+    test, label = result.test, result.run.label
+    if result.curve is not None:
+        costs = plan.cost.factor * result.curve.costs[plan.cost.convention][result.front]
+        order = costs.argsort()
+        shares = result.curve.shares[result.front][order].tolist()
+        yield "shares", shares_figure(costs[order].tolist(), shares, plan.cost.title, f"{label}: where images leave")
+    yield "confidence", confidence_figure(_confidences(result), f"{label}: how sure and how right each exit is")
+    overthought, needed = (table.numpy() for table in disagreements(test))
+    classes = list(result.run.config.images.classes)
+    yield (
+        "overthinking",
+        disagreement_figure(overthought, needed, classes, f"{label}: an early exit or the last, not both"),
+    )
+    yield from _difficulties(result)
+
+
+def _run_curve(result: Result, plan: Plan) -> RunCurve:
+    front = []
+    if result.curve is not None:
+        costs = plan.cost.factor * result.curve.costs[plan.cost.convention][result.front]
+        front = sorted(zip(costs.tolist(), result.curve.accuracy[result.front].tolist(), strict=True))
+    chosen = {point.chosen.name: _place(point) for point in result.named if point.outcome is not None}
+    oracle = _place(result.oracles[-1]) if result.oracles else None
+    series = [_place(point) for point in result.series]
+    return RunCurve(result.run.label, front, series, chosen, _place(result.exits[-1]), oracle)
+
+
+def _place(point: Point) -> tuple[float, float]:
+    return point.cost, point.accuracy
+
+
+def _confidences(result: Result) -> list[ExitConfidence]:
+    test, (before, after) = result.test, result.ece
+    scaled = any(temperature != 1 for temperature in result.temperatures)
+    found = []
+    for k, logits in enumerate(test.logits):
+        table = reliability(logits, test.labels)
+        confidence = logits.softmax(-1).amax(-1).numpy()
+        errors = [after[k], before[k]] if scaled else [after[k]]
+        found.append(ExitConfidence(confidence, test.correct[k].numpy(), table.edges, table.accuracy, errors))
+    return found
+
+
+def _difficulties(result: Result) -> Iterator[tuple[str, Figure]]:
+    outcome, test = result.shown.outcome, result.test
+    assert outcome is not None
+    right = (outcome.prediction.label == test.labels).numpy()
+    for name, rho in depth_correlation(result.shown, test).items():
+        values: np.ndarray = test.extras[name].double().numpy()
+        text = f"{result.run.label}, {result.shown.chosen.name}: Spearman's ρ of exit and {name} = {rho:.2f}"
+        exit = outcome.prediction.exit.numpy()
+        yield name, difficulty_figure(values, exit, right, test.correct[-1].numpy(), name, text)
+
+
+def latency_picture(result: Result, times: Mapping[int, Latency], full: Latency) -> Figure:
+    """Accuracy against measured milliseconds along the front."""
+    assert result.curve is not None
+    accuracy = result.curve.accuracy
+    points = {
+        size: [(1 / time.speedup[size], float(accuracy[row])) for row, time in times.items()]
+        for size in full.milliseconds
+    }
+    alone = {size: (ms, result.exits[-1].accuracy) for size, ms in full.milliseconds.items()}
+    return latency_figure(points, alone, f"{result.run.label}: accuracy against measured time")
+
+
+def draw(figures: Iterator[tuple[str, Figure]], folder: Path) -> list[Path]:
+    """Writes each figure; gives the PNGs."""
+    written = []
+    for name, figure in figures:
+        for suffix in (".svg", ".png"):
+            save(figure, folder / f"{name}{suffix}")
+        written.append(folder / f"{name}.png")
+    return written
