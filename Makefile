@@ -17,7 +17,9 @@ test-slow: $(READY)
 	$(PY) -m pytest -m slow --durations=10
 
 bench: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[bench]'
 	$(PY) -W ignore::FutureWarning -m benchmarks.training_loop
+	$(PY) -W ignore::FutureWarning -m benchmarks.early_exits
 
 lint: $(READY)
 	$(PY) -m ruff check .

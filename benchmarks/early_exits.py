@@ -45,7 +45,7 @@ CLASSES, BATCH = 10, 128
 WARM_UP, LEAST = 4, 0.05  # rounds; seconds a round for the fastest side
 ROUNDS = {1: 61, BATCH: 25}  # by batch size
 POINTS, SAMPLES, EXITS = 100_000, 10_000, 3
-MISSING = "earlyon not installed:\npip install earlyon==0.3.0"
+MISSING = "earlyon not installed:\npip install '.[bench]'"
 
 Side = Callable[[Tensor], Any]
 Round = dict[str, float]
