@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     except Refused as error:
         stop(str(error))
     except Stopped as stopped:
-        end_stopped(stopped)
+        end_stopped(stopped, said="Traces that were finished are kept: the same command goes on from them.")
 
 
 def evaluate(cfg: DictConfig) -> Path:
@@ -53,6 +53,7 @@ def evaluate(cfg: DictConfig) -> Path:
     from evaluation.results import evaluate as evaluated
     from evaluation.runs import find_runs, load_runs
     from evaluation.tracing import SPLITS, Machine, images_of, trace
+    from running.failures import refusing_failures
 
     with refusing_bad_input():
         plan, machine = build_plan(cfg), Machine(cfg.accelerator, cfg.precision)
@@ -62,46 +63,37 @@ def evaluate(cfg: DictConfig) -> Path:
         images = images_of(runs, cfg.root, cfg.batch_size)
         results = []
         for run, source in zip(runs, images, strict=True):
+            run.network.to(machine.device)
             val, test = (trace(run, split, source, machine, cfg.retrace) for split in SPLITS)
             results.append(evaluated(run, val, test, plan))
-        leave(results, plan, images if cfg.latency else None, machine, folder)
+    with refusing_failures(folder):
+        leave(results, plan, images, machine, folder, cfg)
     Console().print(printed(results, plan))
     print(f"Results: {folder}")
     return folder
 
 
-def leave(results: list[Result], plan: Plan, images: list[Images] | None, machine: Machine, folder: Path) -> None:
-    """Writes curve, table, summary and figures, and sends them to W&B for the runs that are there.
-
-    Args:
-        images: to measure times on; None not to.
-    """
-    import pandas as pd
-
+def leave(
+    results: list[Result], plan: Plan, images: list[Images], machine: Machine, folder: Path, cfg: DictConfig
+) -> None:
+    """Measures times where they are asked for, writes curve, table, summary and figures, and sends them to W&B."""
     from evaluation import report
-    from evaluation.latency import measure, spaced
-    from evaluation.pictures import draw, latency_picture, pictures
+    from evaluation.latency import measured
+    from evaluation.pictures import draw, pictures
     from evaluation.upload import upload
 
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = list(pictures(results, plan))
-    tables, full = [], {}
-    for i, result in enumerate(results):
-        times = None
-        if images is not None and result.curve is not None:
-            rows = spaced(result.front.tolist(), result.curve.costs["macs"], result.test.costs["macs"].backbone)
-            policies = [plan.policy.at(result.curve.values[row].tolist()) for row in rows]
-            measured, full[result.run.label] = measure(
-                result.run, policies, list(result.temperatures), images[i], machine
-            )
-            times = dict(zip(rows, measured, strict=True))
-            figures.append((f"latency_{i}", latency_picture(result, times, full[result.run.label])))
-        tables.append(report.curve_rows(result, plan, times))
-    report.write(folder, "curve.csv", pd.concat(tables).to_csv(index=False, lineterminator="\n"))
+    times = {}
+    if cfg.latency:
+        for result, source in zip(results, images, strict=True):
+            times[result.run.label] = measured(result, plan, source, machine)
+    report.clear(folder)
+    report.write_curve(folder, results, plan, times)
     report.write(folder, "table.md", report.markdown(results, plan))
-    report.write_summary(folder, report.summary(results, plan, full))
-    drawn = draw(iter(figures), folder)
-    upload(results, plan, drawn, folder)
+    drawn = draw(pictures(results, plan, times), folder)
+    summary = {**report.summary(results, plan, times), **report.environment(cfg, machine.name)}
+    report.write_summary(folder, summary, [folder / "curve.csv", folder / "table.md", *drawn])
+    if cfg.wandb:
+        upload(results, plan, [path for path in drawn if path.suffix == ".png"], folder)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,10 @@ class ImageData(pl.LightningDataModule):
         """Reads the data set."""
         raise NotImplementedError
 
+    def fingerprint(self) -> str:
+        """Of the files, without their being read; empty where the config alone says what the images are."""
+        return ""
+
     def setup(self, stage: str | None = None) -> None:
         """Reads the data set once, and measures what is ``auto``."""
         if self.splits is None:

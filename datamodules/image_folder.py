@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -68,6 +70,13 @@ class ImageFolder(ImageData):
         self.input_shape = (3, *self.size)
         memory = sum(map(len, self.samples.values())) * 3 * self.size[0] * self.size[1]
         self.in_memory = memory <= memory_limit if in_memory == "auto" else in_memory
+
+    def fingerprint(self) -> str:
+        """Of the files' names."""
+        names = [
+            [Path(file).relative_to(self.root).as_posix(), label] for s in self.samples.values() for file, label in s
+        ]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
     def load(self) -> Splits:
         if not self.in_memory:

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from costs.network import network_costs
 from evaluation.results import COSTS, Plan
 from evaluation.runs import TrainedRun
-from inference.policies import Budget, Policy
+from inference.budget import Budget
+from inference.policies import Policy
 from running.assembly import built
+from storage.files import written_aside
 
 FIXED = ("split", "temperature")  # of the node calibration; the others are calibrations
 
@@ -26,7 +30,7 @@ def build_plan(cfg: DictConfig) -> Plan:
     """
     if cfg.cost not in COSTS:
         raise ValueError(f"Expected cost to be {', '.join(COSTS)}, got {cfg.cost}.")
-    for key in ("latency", "retrace"):
+    for key in ("latency", "retrace", "wandb"):
         if not isinstance(cfg[key], bool):
             raise ValueError(f"Expected {key} to be true or false, got {cfg[key]}.")
     policy: Policy = built(cfg.policy)
@@ -71,9 +75,13 @@ def results_folder(cfg: DictConfig, runs: Sequence[TrainedRun], now: datetime.da
     if len(runs) == 1:
         folder = runs[0].path / "evaluation"
     if cfg.folder != "auto":
-        folder = Path(cfg.folder).expanduser()
+        folder = Path(str(cfg.folder)).expanduser()
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        folder /= str(HydraConfig.get().job.num)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with written_aside(folder / ".writable"):
+            pass
+        (folder / ".writable").unlink()
     except OSError as error:
         raise OSError(f"Cannot write to {folder}: {error.strerror}; choose another folder=.") from error
     return folder

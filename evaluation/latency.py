@@ -6,30 +6,21 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from evaluation.runs import TrainedRun
+from evaluation.results import Plan, Result
 from evaluation.tracing import Images, Machine
 from inference.executor import Executor
-from inference.policies import Never, Policy
+from inference.policies import Never
 
 SIZES = (1, 128)
 SINGLES, BATCHES, ROUNDS = 64, 2, 3
 APART = 0.02  # of the full network's cost
-
-
-def spaced(rows: Sequence[int], costs: Tensor, full: float) -> list[int]:
-    """Those of the rows, by their cost, that are at least 2 % of the full network's apart: the last and on from it."""
-    taken: list[int] = []
-    for row in sorted(rows, key=lambda row: -float(costs[row])):
-        if not taken or costs[taken[-1]] - costs[row] >= APART * full:
-            taken.append(row)
-    return taken[::-1]
 
 
 class Latency(NamedTuple):
@@ -39,44 +30,54 @@ class Latency(NamedTuple):
     speedup: dict[int, float]
 
 
-def measure(
-    run: TrainedRun, policies: Sequence[Policy], temperatures: list[float], images: Images, machine: Machine
-) -> tuple[list[Latency], Latency]:
-    """Times each policy on the first test images, at batch 1 and 128.
+class Times(NamedTuple):
+    """Of one run: of points of its curve, by row, and of the full network."""
 
-    The full network (every sample to the end, no early head) is timed in turn with each policy, so that a machine whose
-    speed drifts slows both; of a few rounds the fastest counts.
+    points: dict[int, Latency]
+    full: Latency
 
-    Returns:
-        Of each policy, and of the full network.
+
+def measured(result: Result, plan: Plan, images: Images, machine: Machine) -> Times:
+    """Times the points of the front on test images spread over the split, at batch 1 and 128, executed for real.
+
+    Of points less than 2 % of the full network's MACs apart one is timed. The full network (every sample to the end, no
+    early head) takes turns with each, so that a machine whose speed drifts slows both; the fastest of a few rounds
+    counts.
     """
-    batches = {size: _batches(images, machine, size) for size in SIZES}
+    run, curve = result.run, result.curve
+    rows = []
+    if curve is not None:
+        rows = _spaced(result.front.tolist(), curve.costs["macs"], APART * result.test.costs["macs"].backbone)
+    batches = {
+        1: images.spread(SINGLES, machine.device).split(1),
+        128: images.spread(BATCHES * 128, machine.device).split(128),
+    }
     full = Executor(run.network, Never())
-    pairs = []
-    for policy in track(policies, f"Timing {run.label}", transient=True, disable=not sys.stdout.isatty()):
-        pairs.append(_timed([Executor(run.network, policy, temperatures), full], batches, machine))
-    print(f"Timed {len(policies)} operating points of {run.label}", flush=True)
-    points, fulls = zip(*pairs, strict=True)
+    points, fulls = {}, _timed([full], batches, machine)
+    for row in track(rows, f"Timing {run.label}", transient=True, disable=not sys.stdout.isatty()):
+        assert curve is not None
+        executor = Executor(run.network, plan.policy.at(curve.values[row].tolist()), list(result.temperatures))
+        point, other = _timed([executor, full], batches, machine)
+        points[row] = Latency(point, {size: other[size] / point[size] for size in SIZES})
+        fulls.append(other)
+    print(f"Timed {len(rows)} operating points of {run.label}", flush=True)
     middle = {size: statistics.median(other[size] for other in fulls) for size in SIZES}
-    latencies = [
-        Latency(point, {size: other[size] / point[size] for size in SIZES})
-        for point, other in zip(points, fulls, strict=True)
-    ]
-    return latencies, Latency(middle, dict.fromkeys(SIZES, 1.0))
+    return Times(points, Latency(middle, dict.fromkeys(SIZES, 1.0)))
 
 
-def _batches(images: Images, machine: Machine, size: int) -> list[Tensor]:
-    count = SINGLES if size == 1 else BATCHES * size
-    taken: list[Tensor] = []
-    for batch, *_ in images.batches("test", machine.device):
-        taken.append(batch)
-        if sum(map(len, taken)) >= count:
-            break
-    return list(torch.cat(taken)[:count].split(size))
+def _spaced(rows: Sequence[int], costs: Tensor, apart: float) -> list[int]:
+    """Those of the rows whose costs are so far apart, by cost, the dearest among them."""
+    taken: list[int] = []
+    for row in sorted(rows, key=lambda row: -float(costs[row])):
+        if not taken or costs[taken[-1]] - costs[row] >= apart:
+            taken.append(row)
+    return taken[::-1]
 
 
 @torch.inference_mode()
-def _timed(executors: Sequence[Executor], batches: dict[int, list[Tensor]], machine: Machine) -> list[dict[int, float]]:
+def _timed(
+    executors: Sequence[Executor], batches: Mapping[int, Sequence[Tensor]], machine: Machine
+) -> list[dict[int, float]]:
     """Milliseconds per image of each executor by batch size."""
     seconds: dict[tuple[int, int], list[float]] = {}
     with machine.autocast():

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation.latency import Latency
+from evaluation.analysis import depth_correlation, disagreements
+from evaluation.latency import Times
 from evaluation.report import title
-from evaluation.results import Plan, Point, Result, depth_correlation, disagreements
+from evaluation.results import Plan, Point, Result
 from figures.confidence import ExitConfidence, confidence_figure, difficulty_figure, disagreement_figure
 from figures.look import save
 from figures.tradeoff import RunCurve, latency_figure, shares_figure, tradeoff_figure
 from inference.temperature import reliability
 
 
-def pictures(results: Sequence[Result], plan: Plan) -> Iterator[tuple[str, Figure]]:
+def pictures(results: Sequence[Result], plan: Plan, times: Mapping[str, Times]) -> Iterator[tuple[str, Figure]]:
     """Name and figure of what all runs share, then of each run with early exits, in a folder of its own if several."""
     yield "tradeoff", tradeoff_figure([_run_curve(r, plan) for r in results], plan.cost.title, title(results, plan))
     for result in results:
         if result.adaptive:
-            room = "" if len(results) == 1 else f"{result.run.label.replace(' ', '_').replace('/', '_')}/"
+            room = "" if len(results) == 1 else f"{room_of(result)}/"
             for name, figure in _of_run(result, plan):
                 yield room + name, figure
+            if result.run.label in times and times[result.run.label].points:
+                yield room + "latency", _latency(result, times[result.run.label])
+
+
+def room_of(result: Result) -> str:
+    """Name of the folder of a run's own figures, where there are several runs."""
+    return re.sub(r"[^\w.=-]+", "_", result.run.label)
 
 
 def _of_run(result: Result, plan: Plan) -> Iterator[tuple[str, Figure]]:
     test, label = result.test, result.run.label
-    if result.curve is not None:
+    label += ", thresholds chosen on the test split" if plan.split == "test" else ""
+    if result.curve is not None and len(result.front) > 1:
         costs = plan.cost.factor * result.curve.costs[plan.cost.convention][result.front]
         order = costs.argsort()
         shares = result.curve.shares[result.front][order].tolist()
@@ -82,23 +92,22 @@ def _difficulties(result: Result) -> Iterator[tuple[str, Figure]]:
         yield name, difficulty_figure(values, exit, right, test.correct[-1].numpy(), name, text)
 
 
-def latency_picture(result: Result, times: Mapping[int, Latency], full: Latency) -> Figure:
-    """Accuracy against measured milliseconds along the front."""
+def _latency(result: Result, times: Times) -> Figure:
     assert result.curve is not None
     accuracy = result.curve.accuracy
     points = {
-        size: [(1 / time.speedup[size], float(accuracy[row])) for row, time in times.items()]
-        for size in full.milliseconds
+        size: [(1 / time.speedup[size], float(accuracy[row])) for row, time in times.points.items()]
+        for size in times.full.milliseconds
     }
-    alone = {size: (ms, result.exits[-1].accuracy) for size, ms in full.milliseconds.items()}
+    alone = {size: (ms, result.exits[-1].accuracy) for size, ms in times.full.milliseconds.items()}
     return latency_figure(points, alone, f"{result.run.label}: accuracy against measured time")
 
 
 def draw(figures: Iterator[tuple[str, Figure]], folder: Path) -> list[Path]:
-    """Writes each figure; gives the PNGs."""
+    """Writes each figure; gives the files."""
     written = []
     for name, figure in figures:
         for suffix in (".svg", ".png"):
-            save(figure, folder / f"{name}{suffix}")
-        written.append(folder / f"{name}.png")
+            written.append(folder / f"{name}{suffix}")
+            save(figure, written[-1])
     return written

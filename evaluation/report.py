@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from evaluation.latency import Latency
-from evaluation.results import Plan, Point, Result, depth_correlation
+from evaluation.analysis import accuracy_at, depth_correlation
+from evaluation.latency import Latency, Times
+from evaluation.results import Plan, Point, Result
 from inference.policies import Policy
 from inference.replay import Curve
 from storage.files import written_aside
@@ -32,29 +35,32 @@ def numbers(policy: Policy | None) -> dict[str, Any]:
     return columns
 
 
-def curve_rows(result: Result, plan: Plan, times: Mapping[int, Latency] | None = None) -> pd.DataFrame:
+def write_curve(folder: Path, results: Sequence[Result], plan: Plan, times: Mapping[str, Times]) -> None:
+    """``curve.csv``, the rows of all runs."""
+    nothing = Times({}, Latency({}, {}))
+    tables = [curve_rows(result, plan, times.get(result.run.label, nothing).points) for result in results]
+    write(folder, "curve.csv", pd.concat(tables).to_csv(index=False, lineterminator="\n"))
+
+
+def curve_rows(result: Result, plan: Plan, times: Mapping[int, Latency]) -> pd.DataFrame:
     """A row per operating point of one run: the candidates, then the chosen points.
 
-    Columns: ``run``, ``point``, ``front`` (Pareto-optimal on the calibration split), the policy's, ``val/acc`` and
-    ``val/macs`` (where that is the calibration split), ``test/acc``, ``test/<cost>`` for each convention,
+    Columns: ``run``, ``chosen_on``, ``point``, ``front`` (Pareto-optimal on the calibration split), the policy's,
+    ``val/acc`` and ``val/macs`` (where that is the calibration split), ``test/acc``, ``test/<cost>`` by convention,
     ``test/exit_k/fraction``, and for measured points ``test/ms_batch_1``, ``test/speedup_batch_1``, ….
 
     Args:
         times: measured, by row of the curve.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    about = {"run": result.run.label, "chosen_on": plan.split}
     if result.curve is not None and result.seen is not None:
         front = set(result.front.tolist())
         for i, values in enumerate(result.curve.values.tolist()):
-            row = {
-                "run": result.run.label,
-                "point": "candidate",
-                "front": i in front,
-                **numbers(plan.policy.at(values)),
-            }
+            row = {**about, "point": "candidate", "front": i in front, **numbers(plan.policy.at(values))}
             rows.append({**row, **_seen(result.seen, i, plan), **_measured(result.curve, i), **_timed(times, i)})
     for point in (*result.exits, *result.points, *result.oracles):
-        rows.append({"run": result.run.label, "point": point.chosen.name, **_point(point, result)})
+        rows.append({**about, "point": point.chosen.name, **_point(point, result, plan)})
     return pd.DataFrame(rows)
 
 
@@ -70,21 +76,24 @@ def _measured(curve: Curve, i: int) -> dict[str, float]:
     return {"test/acc": float(curve.accuracy[i]), **costs, **shares}
 
 
-def _timed(times: Mapping[int, Latency] | None, i: int) -> dict[str, float]:
-    if times is None or i not in times:
+def _timed(times: Mapping[int, Latency], i: int) -> dict[str, float]:
+    if i not in times:
         return {}
     milliseconds = {f"test/ms_batch_{size}": value for size, value in times[i].milliseconds.items()}
     return milliseconds | {f"test/speedup_batch_{size}": value for size, value in times[i].speedup.items()}
 
 
-def _point(point: Point, result: Result) -> dict[str, Any]:
-    row = {**numbers(point.chosen.policy), "note": point.chosen.note}
+def _point(point: Point, result: Result, plan: Plan) -> dict[str, Any]:
+    row: dict[str, Any] = {**numbers(point.chosen.policy), "note": point.chosen.note}
     if point.outcome is None:
         return row
     test = result.test
     costs = {f"test/{name}": point.outcome.cost(test, name).double().mean().item() for name in test.costs}
     shares = {f"test/exit_{k}/fraction": share for k, share in enumerate(point.shares, 1)}
-    return {**row, "test/acc": point.accuracy, **costs, **shares}
+    if plan.split == "val" and not math.isnan(point.seen):
+        row["val/acc"] = point.seen
+    gain = {"test/acc_minus_full": point.gain, "test/acc_minus_full_error": point.gain_error}
+    return {**row, "test/acc": point.accuracy, "test/acc_error": point.error, **gain, **costs, **shares}
 
 
 def table_rows(result: Result, plan: Plan) -> list[dict[str, str]]:
@@ -100,11 +109,13 @@ def table_rows(result: Result, plan: Plan) -> list[dict[str, str]]:
 
 def _cells(point: Point, full: float, plan: Plan) -> dict[str, str]:
     if point.outcome is None:
-        return {"accuracy": "-", plan.cost.title: "-", "of the full network": "-", "share per exit": "-"}
+        return dict.fromkeys(("accuracy", "minus full", "on val", plan.cost.title, "of full", "share per exit"), "-")
     return {
-        "accuracy": f"{100 * point.accuracy:.2f} %",
+        "accuracy": f"{100 * point.accuracy:.2f} ± {100 * point.error:.2f} %",
+        "minus full": f"{100 * point.gain:+.2f} ± {100 * point.gain_error:.2f}",
+        f"on {plan.split}": "" if math.isnan(point.seen) else f"{100 * point.seen:.2f} %",
         plan.cost.title: _amount(point.cost),
-        "of the full network": f"{100 * point.cost / full:.1f} %",
+        "of full": f"{100 * point.cost / full:.1f} %",
         "share per exit": " / ".join(f"{100 * share:.1f}" for share in point.shares) + " %",
     }
 
@@ -116,9 +127,15 @@ def _amount(number: float) -> str:
 def _thresholds(point: Point) -> str:
     columns = numbers(point.chosen.policy)
     columns.pop("policy", None)
-    if point.chosen.name.startswith("exit ") or not columns:
-        return ""
-    return ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in columns.values())
+    return "" if point.chosen.name.startswith("exit ") else ", ".join(map(_threshold, columns.values()))
+
+
+def _threshold(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if math.isinf(value):
+        return "never"
+    return f"{value:.4g}" if round(value, 4) != 1 or value == 1 else f"1 - {1 - value:.1g}"
 
 
 def title(results: Sequence[Result], plan: Plan) -> str:
@@ -151,20 +168,20 @@ def printed(results: Sequence[Result], plan: Plan) -> Table:
     return table
 
 
-def summary(results: Sequence[Result], plan: Plan, full: Mapping[str, Latency]) -> dict[str, Any]:
+def summary(results: Sequence[Result], plan: Plan, times: Mapping[str, Times]) -> dict[str, Any]:
     """``summary.json``: what was asked for, and for each run its points, calibration errors and correlations."""
     return {
         "chosen_on": plan.split,
-        "policy": numbers(plan.policy)["policy"],
         "cost": plan.cost.title,
-        "runs": {result.run.label: _summary(result, full) for result in results},
+        "runs": {result.run.label: _summary(result, plan, times) for result in results},
     }
 
 
-def _summary(result: Result, full: Mapping[str, Latency]) -> dict[str, Any]:
+def _summary(result: Result, plan: Plan, times: Mapping[str, Times]) -> dict[str, Any]:
     before, after = result.ece
     points = {
-        point.chosen.name: _finite(_point(point, result)) for point in (*result.exits, *result.named, *result.oracles)
+        point.chosen.name: _finite(_point(point, result, plan))
+        for point in (*result.exits, *result.named, *result.oracles)
     }
     found: dict[str, Any] = {
         "folder": str(result.run.path),
@@ -172,14 +189,15 @@ def _summary(result: Result, full: Mapping[str, Latency]) -> dict[str, Any]:
         "calibration_images": len(result.calibration),
         "points": points,
         "front": len(result.front),
+        "test/acc_within_share_of_full_macs": _finite({str(x): accuracy_at(result, x) for x in (0.25, 0.5, 0.75, 1.0)}),
         "temperatures": list(result.temperatures),
         "test/ece": list(after),
         "test/ece_before_temperature": list(before),
     }
     if correlations := depth_correlation(result.shown, result.test):
         found["spearman_of_exit_and"] = _finite(correlations)
-    if result.run.label in full:
-        found["full_network_ms"] = full[result.run.label].milliseconds
+    if result.run.label in times:
+        found["full_network_ms"] = times[result.run.label].full.milliseconds
     return found
 
 
@@ -198,6 +216,29 @@ def write(folder: Path, name: str, text: str) -> None:
         file.write(text.encode())
 
 
-def write_summary(folder: Path, content: Mapping[str, Any]) -> None:
-    """``summary.json``."""
-    write(folder, "summary.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def write_summary(folder: Path, content: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """``summary.json``, with the names of the other files, by which the next evaluation knows them."""
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
+    write(folder, "summary.json", json.dumps({**content, "files": names}, indent=2, ensure_ascii=False) + "\n")
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier evaluation left in the folder, and nothing else."""
+    try:
+        names = json.loads((folder / "summary.json").read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return
+    for name in names:
+        path = folder / name
+        if path.resolve().is_relative_to(folder.resolve()) and path.suffix in (".png", ".svg", ".csv", ".md"):
+            path.unlink(missing_ok=True)
+
+
+def environment(cfg: DictConfig, device: str) -> dict[str, Any]:
+    """What to reproduce an evaluation from: its config, and where it ran."""
+    return {
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from evaluation.runs import TrainedRun
@@ -73,13 +73,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class Point:
-    """An operating point measured on the test split; ``outcome`` is None where there was none to choose."""
+    """An operating point measured on the test split; ``outcome`` is None where there was none to choose.
+
+    Attributes:
+        chosen: how it was.
+        outcome: on the test split.
+        accuracy, error: on the test split, and its standard error.
+        gain, gain_error: accuracy beyond the full network's, and its standard error on the same images.
+        cost: average of an image, on the plan's axis.
+        shares: of the images, leaving at each exit.
+        seen: accuracy on the calibration split, of a point that was chosen there.
+    """
 
     chosen: OperatingPoint
     outcome: Outcome | None
-    accuracy: float = float("nan")
-    cost: float = float("nan")
+    accuracy: float = math.nan
+    error: float = math.nan
+    gain: float = math.nan
+    gain_error: float = math.nan
+    cost: float = math.nan
     shares: Sequence[float] = ()
+    seen: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -171,21 +185,36 @@ def _with_early_exits(result: Result, plan: Plan) -> Result:
         seen=seen,
         curve=curve(policy, values, test),
         front=pareto(seen.accuracy, seen.costs[plan.cost.convention]),
-        points=[_measured(point, test, plan.cost) for point in chosen],
+        points=[_measured(point, test, plan.cost, choosing) for point in chosen],
     )
     return replace(result, oracles=_oracles(result, plan.cost))
 
 
-def _measured(point: OperatingPoint, test: Trace, cost: Cost) -> Point:
+def _measured(point: OperatingPoint, test: Trace, cost: Cost, choosing: Trace | None = None) -> Point:
     if point.policy is None:
         return Point(point, None)
-    return _point(point, replay(point.policy, test), test, cost)
+    measured = _point(point, replay(point.policy, test), test, cost)
+    if choosing is None:
+        return measured
+    labels = replay(point.policy, choosing).prediction.label
+    return replace(measured, seen=(labels == choosing.labels).double().mean().item())
 
 
 def _point(chosen: OperatingPoint, outcome: Outcome, test: Trace, cost: Cost) -> Point:
-    accuracy = (outcome.prediction.label == test.labels).double().mean().item()
+    right = (outcome.prediction.label == test.labels).double()
+    gain = right - test.correct[-1].double()
+    root = math.sqrt(len(test))
     counts = torch.bincount(outcome.prediction.exit - 1, minlength=test.num_exits)
-    return Point(chosen, outcome, accuracy, cost.of(outcome, test), (counts.double() / len(test)).tolist())
+    return Point(
+        chosen,
+        outcome,
+        accuracy=right.mean().item(),
+        error=right.std(correction=0).item() / root,
+        gain=gain.mean().item(),
+        gain_error=gain.std(correction=0).item() / root,
+        cost=cost.of(outcome, test),
+        shares=(counts.double() / len(test)).tolist(),
+    )
 
 
 def _oracles(result: Result, cost: Cost) -> list[Point]:
@@ -194,33 +223,6 @@ def _oracles(result: Result, cost: Cost) -> list[Point]:
     policy = result.shown.chosen.policy
     assert policy is not None
     foreseen = OperatingPoint(f"oracle of “{result.shown.chosen.name}”", None, "pays only the head it leaves at")
-    label = OperatingPoint("oracle that knows the label", None, "leaves at the first exit that is right")
+    label = OperatingPoint("oracle that knows the label", None, "leaves at the cheapest exit that is right")
     outcomes = [(foreseen, oracle(policy, result.test)), (label, label_oracle(result.test))]
     return [_point(chosen, outcome, result.test, cost) for chosen, outcome in outcomes]
-
-
-def disagreements(test: Trace) -> tuple[Tensor, Tensor]:
-    """Per early exit and class, the share of the class's samples on which exit and last exit disagree in being right.
-
-    Returns:
-        Overthought (N - 1, C): the exit is right and the last wrong; needed (N - 1, C): the reverse. NaN for a class
-        without samples.
-    """
-    right = test.correct
-    members = torch.nn.functional.one_hot(test.labels, test.num_classes).double()
-    count = members.sum(0)
-    overthought = (right[:-1] & ~right[-1]).double() @ members / count
-    return overthought, (~right[:-1] & right[-1]).double() @ members / count
-
-
-def depth_correlation(point: Point, test: Trace) -> dict[str, float]:
-    """Spearman's ρ between the exit a sample leaves at and each number the data set knows of it.
-
-    NaN where all leave at one exit.
-    """
-    if point.outcome is None:
-        return {}
-    exits = point.outcome.prediction.exit
-    if len(exits.unique()) < 2:
-        return dict.fromkeys(test.extras, float("nan"))
-    return {name: float(spearmanr(exits, value).statistic) for name, value in test.extras.items()}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from networks.exits import EarlyExitNetwork
@@ -18,7 +18,16 @@ from running.assembly import build_network
 from storage.run_directory import RunDirectory
 from storage.weights import NAME, read_weights
 
-ROOT = Path(__file__).parents[1]
+NEEDED = (
+    "images.shape",
+    "images.classes",
+    "backbone.name",
+    "dataset.name",
+    "method.exits",
+    "method.heads",
+)
+BUILT = ["backbone", "dataset", "method", "logger"]  # what is built of a stored config, from parts in these rooms
+ROOMS = ("networks", "datamodules", "lightning_modules", "callbacks")
 # what tells runs apart, the first that does; their folder does in any case
 TELLING = ("method.heads._target_", "method.exits", "dataset.name", "epochs", "optimizer.lr", "seed")
 
@@ -48,17 +57,26 @@ def find_runs(run: Any, runs: Any) -> list[Path]:
     Raises:
         ValueError: none is asked for, or a folder holds no finished run.
     """
-    named = ([] if run is None else [run]) + list(runs or [])
-    if not named or not all(isinstance(name, str) for name in named):
+    named = [*_names(run), *_names(runs)]
+    if not named:
         raise ValueError("Expected run=<run directory or multirun folder>, or 'runs=[a,b]'.")
     found = [path for name in named for path in _expanded(Path(name).expanduser())]
     return list(dict.fromkeys(path.resolve() for path in found))
 
 
+def _names(given: Any) -> list[str]:
+    return [] if given is None else [str(name) for name in ([given] if isinstance(given, str | int) else given)]
+
+
 def _expanded(folder: Path) -> list[Path]:
     if (folder / "config.yaml").exists():
-        _require_finished(folder)
+        if not _is_finished(folder):
+            raise ValueError(
+                f"The run in {folder} is not finished: run its command again, it goes on where it stopped."
+            )
         return [folder]
+    if folder.is_file():
+        raise ValueError(f"Expected the folder of a run, got the file {folder}.")
     inner = sorted((path.parent for path in folder.glob("*/config.yaml")), key=_natural)
     done = [path for path in inner if _is_finished(path)]
     if not done:
@@ -73,11 +91,6 @@ def _is_finished(folder: Path) -> bool:
     return (folder / "metrics.json").exists() and (folder / NAME).exists()
 
 
-def _require_finished(folder: Path) -> None:
-    if not _is_finished(folder):
-        raise ValueError(f"The run in {folder} is not finished: run its command again, it goes on where it stopped.")
-
-
 def _natural(path: Path) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
@@ -88,24 +101,40 @@ def load_runs(paths: Sequence[Path]) -> list[TrainedRun]:
     Raises:
         ValueError: a damaged config, weights that do not fit it, or runs of different data sets.
     """
-    configs = [RunDirectory(path).stored_config() for path in paths]
-    for path, config in zip(paths, configs, strict=True):
-        _require_own_parts(path, config)
+    configs = [stored_config(path) for path in paths]
     _require_one_data_set(paths, configs)
+    networks = [load_network(path, config) for path, config in zip(paths, configs, strict=True)]
+    names = labels(paths, configs, [network.num_exits > 1 for network in networks])
     return [
-        TrainedRun(path, config, load_network(path, config), _digest(path / NAME), label)
-        for path, config, label in zip(paths, configs, labels(paths, configs), strict=True)
+        TrainedRun(path, config, network, _digest(path / NAME), name)
+        for path, config, network, name in zip(paths, configs, networks, names, strict=True)
     ]
 
 
-def _require_own_parts(path: Path, config: DictConfig) -> None:
-    """Refuses a config that names anything to call but parts of this project: it may come from somebody else."""
-    parts = OmegaConf.masked_copy(config, ["backbone", "dataset", "method"])
-    for target in re.findall(r"_target_: *['\"]?([\w.]+)", OmegaConf.to_yaml(parts)):
-        spec = find_spec(target.partition(".")[0])
-        places = [*(spec.submodule_search_locations or []), spec.origin or ""] if spec else []
-        if not any(Path(place).is_relative_to(ROOT) for place in places):
+def stored_config(path: Path) -> DictConfig:
+    """The resolved config of a run.
+
+    Raises:
+        ValueError: it is damaged, or names anything to call but parts of this project: it may come from somebody else.
+    """
+    stored = RunDirectory(path).stored_config()
+    if missing := [key for key in NEEDED if not OmegaConf.select(stored, key)]:
+        raise ValueError(f"Expected {path / 'config.yaml'} to be that of a run, but it has no {missing[0]}.")
+    config = OmegaConf.create(OmegaConf.to_container(stored, resolve=True))
+    assert isinstance(config, DictConfig)
+    for target in _targets(OmegaConf.to_container(OmegaConf.masked_copy(config, BUILT))):
+        if target.partition(".")[0] not in ROOMS or get_object(target).__module__.partition(".")[0] not in ROOMS:
             raise ValueError(f"{path / 'config.yaml'} names {target}, which is no part of this project; not loaded.")
+    if "weights" in config.backbone:
+        config.backbone.weights = None  # those of the run are loaded in their place
+    return config
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from [str(value) for key, value in node.items() if key == "_target_"]
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _targets(value)
 
 
 def _require_one_data_set(paths: Sequence[Path], configs: Sequence[DictConfig]) -> None:
@@ -139,16 +168,32 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def labels(paths: Sequence[Path], configs: Sequence[DictConfig]) -> list[str]:
-    """Backbone and method of each run, and as much more as tells them apart."""
+def labels(paths: Sequence[Path], configs: Sequence[DictConfig], adaptive: Sequence[bool]) -> list[str]:
+    """Backbone and method of each run, and as much more as tells them apart; heads and places where there are any."""
     parts = [[config.backbone.name, config.method.name] for config in configs]
     for key in TELLING:
         values = [_short(OmegaConf.select(config, key)) for config in configs]
         if len({tuple(part) for part in parts}) < len(parts) and len(set(values)) > 1:
             name = "" if key.startswith("method") else f"{key.removeprefix('optimizer.').removesuffix('.name')} "
-            parts = [[*part, f"{name}{value}"] for part, value in zip(parts, values, strict=True)]
+            told = [exits or not key.startswith("method") for exits in adaptive]
+            parts = [
+                [*part, f"{name}{value}"] if tell else part
+                for part, value, tell in zip(parts, values, told, strict=True)
+            ]
     texts = [" ".join(map(str, part)) for part in parts]
-    return [text if texts.count(text) == 1 else f"{text} {path.name}" for text, path in zip(texts, paths, strict=True)]
+    return [
+        text if texts.count(text) == 1 else f"{text} {_own_part(path, paths)}"
+        for text, path in zip(texts, paths, strict=True)
+    ]
+
+
+def _own_part(path: Path, paths: Sequence[Path]) -> str:
+    """The end of the path that no other path has."""
+    for length in range(1, len(path.parts)):
+        end = path.parts[-length:]
+        if sum(other.parts[-length:] == end for other in paths) == 1:
+            return "/".join(end)
+    return str(path)
 
 
 def _short(value: Any) -> str:

@@ -15,7 +15,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from datamodules.image_data import ImageData
 from evaluation.runs import TrainedRun
@@ -48,6 +47,12 @@ class Machine:
             raise ValueError(f"Expected precision to be fp32 or bf16, got {self.precision}.")
         best = "cuda" if there["cuda"] else "mps" if there["mps"] else "cpu"
         self.device = torch.device(best if self.accelerator == "auto" else self.accelerator)
+        torch.backends.cudnn.allow_tf32 = False  # else fp32 convolutions on a GPU would be of 10 bits
+
+    @property
+    def name(self) -> str:
+        """Of the GPU, or ``cpu``."""
+        return torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type
 
     def autocast(self) -> torch.autocast:
         """The precision, as a context."""
@@ -63,7 +68,7 @@ class Images:
         batch_size: images a pass, None for the run's.
 
     Raises:
-        ValueError: what the data set refuses; a root for one that has none.
+        ValueError: a root for a data set that has none, a batch size below 1.
     """
 
     def __init__(self, config: DictConfig, root: str | None = None, batch_size: int | None = None):
@@ -73,31 +78,55 @@ class Images:
                 raise ValueError(f"root={root} is for a data set in a folder; {node.name} is none.")
             node.root = root
         if batch_size is not None:
+            if type(batch_size) is not int or batch_size < 1:
+                raise ValueError(f"Expected batch_size to be a whole number of at least 1, got {batch_size}.")
             node.eval_batch_size = batch_size
         self.classes, self.shape = list(config.images.classes), list(config.images.shape)
-        self.data: ImageData = built(node)
+        self.node, self.missing = node, ""
+        self._data: ImageData | None = None
+        try:
+            self._data = built(node)
+        except (OSError, ValueError) as error:  # no matter where the traces are there
+            self.missing = f"{error}{' root=<folder> says where it is now.' if 'root' in node else ''}"
 
-    def loader(self, split: Split) -> DataLoader:
-        """Batches of a split, not normalized.
+    @property
+    def data(self) -> ImageData:
+        """The data set, read.
 
         Raises:
-            ValueError: the data set has changed since the run.
+            ValueError: it is not there, or has changed since the run.
         """
-        self.data.setup()
-        if list(self.data.class_names) != self.classes or list(self.data.input_shape) != self.shape:
+        if self._data is None:
+            raise ValueError(self.missing)
+        self._data.setup()
+        if list(self._data.class_names) != self.classes or list(self._data.input_shape) != self.shape:
             raise ValueError(
                 f"The data set has changed since the run: it had {len(self.classes)} classes and images of "
-                f"{self.shape}, now {len(self.data.class_names)} and {list(self.data.input_shape)}."
+                f"{self.shape}, now {len(self._data.class_names)} and {list(self._data.input_shape)}."
             )
-        return self.data.val_dataloader() if split == "val" else self.data.test_dataloader()
+        return self._data
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of its files, without their being read; None where they are not there."""
+        return None if self._data is None else self._data.fingerprint()
 
     def batches(self, split: Split, device: torch.device, title: str = "") -> Iterator[list[Tensor]]:
         """Normalized images (n, C, H, W), labels and extras on the device, with a progress bar in a terminal."""
-        loader = self.loader(split)
-        for batch in track(
-            loader, title, total=len(loader), transient=True, disable=not (title and sys.stdout.isatty())
-        ):
-            yield list(self.data.on_after_batch_transfer([part.to(device) for part in batch], 0))
+        data = self.data
+        loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+        shown = bool(title) and sys.stdout.isatty()
+        for batch in track(loader, title, total=len(loader), transient=True, disable=not shown):
+            yield list(data.on_after_batch_transfer([part.to(device) for part in batch], 0))
+
+    def spread(self, count: int, device: torch.device) -> Tensor:
+        """Normalized test images (count, C, H, W), evenly spread over the split."""
+        data = self.data
+        assert data.splits is not None
+        test: Any = data.splits.test
+        rows = torch.linspace(0, len(test) - 1, count).round().long().tolist()
+        images = [sample[0] for row in rows if (sample := test[row]) is not None]
+        return data.normalize(torch.stack(images).contiguous(memory_format=torch.channels_last).to(device))
 
 
 def images_of(runs: Sequence[TrainedRun], root: str | None, batch_size: int | None) -> list[Images]:
@@ -115,15 +144,14 @@ def trace(run: TrainedRun, split: Split, images: Images, machine: Machine, again
         again: record it anew.
     """
     file = run.path / "traces" / f"{split}.safetensors"
-    key = _key(run, machine)
-    if file.exists() and not again and (kept := _kept(file, key)) is not None:
+    about = {"key": _key(run, machine), "images": images.fingerprint}
+    if file.exists() and not again and (kept := _kept(file, about)) is not None:
         return kept
     title = f"{run.label}, {split} split"
     started = time.perf_counter()
-    network = run.network.to(machine.device)
-    about = {"key": key, "run": run.label, "split": split, "precision": machine.precision}
+    about |= {"run": run.label, "split": split, "precision": machine.precision, "device": machine.device.type}
     with machine.autocast():
-        recorded = record(network, images.batches(split, machine.device, title), images.data.extras, about)
+        recorded = record(run.network, images.batches(split, machine.device, title), images.data.extras, about)
     print(f"Traced {title}: {len(recorded)} images, {time.perf_counter() - started:.1f} s", flush=True)
     try:
         write_trace(file, recorded)
@@ -132,18 +160,21 @@ def trace(run: TrainedRun, split: Split, images: Images, machine: Machine, again
     return recorded
 
 
-def _kept(file: Path, key: str) -> Trace | None:
+def _kept(file: Path, about: dict[str, Any]) -> Trace | None:
     try:
         kept = read_trace(file)
     except ValueError:
         return None  # recorded anew, in its place
-    return kept if kept.about.get("key") == key else None
+    if about["images"] is None and kept.about.get("key") == about["key"]:
+        print(f"The data set is not there; its trace is: {file}.", flush=True)
+        return kept
+    return kept if all(kept.about.get(name) == value for name, value in about.items()) else None
 
 
 def _key(run: TrainedRun, machine: Machine) -> str:
     """Of all that a trace depends on but the files of the data set itself."""
     dataset: Any = OmegaConf.to_container(run.config.dataset)
     apart: Sequence[str] = ("root", "cache_dir", "num_workers", "batch_size", "eval_batch_size")
-    parts = [run.weights, machine.precision, {k: v for k, v in dataset.items() if k not in apart}]
+    parts = [run.weights, machine.precision, machine.device.type, {k: v for k, v in dataset.items() if k not in apart}]
     parts.append({name: OmegaConf.to_container(run.config[name]) for name in ("backbone", "method", "precision")})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from callbacks.wandb_logger import WandbLogger
+from evaluation.pictures import room_of
 from evaluation.report import table_rows
 from evaluation.results import Plan, Result
 from running.assembly import built
@@ -30,7 +32,7 @@ def upload(results: Sequence[Result], plan: Plan, figures: Sequence[Path], folde
 
 def _is_of(figure: Path, result: Result, folder: Path) -> bool:
     room = figure.relative_to(folder).parent.name
-    return room in ("", result.run.label.replace(" ", "_").replace("/", "_"))
+    return room in ("", room_of(result))
 
 
 def _log(logger: WandbLogger, result: Result, plan: Plan, figures: Sequence[Path], folder: Path) -> None:
@@ -42,13 +44,17 @@ def _log(logger: WandbLogger, result: Result, plan: Plan, figures: Sequence[Path
     logger.log_table("evaluation/points", list(rows[0]), [list(row.values()) for row in rows], step=step)
     numbers: dict[str, Any] = {"evaluation/chosen_on": plan.split}
     for point in result.named:
-        if point.outcome is not None:
-            numbers[f"evaluation/{point.chosen.name}/acc"] = point.accuracy
-            numbers[f"evaluation/{point.chosen.name}/{plan.cost.title}"] = point.cost
+        if point.outcome is not None:  # W&B takes a dot in a name for a level
+            name = re.sub(r"\W+", "_", point.chosen.name.partition(",")[0])
+            numbers[f"evaluation/{name}/acc"] = point.accuracy
+            numbers[f"evaluation/{name}/{plan.cost.convention}"] = point.cost / plan.cost.factor
     logger.experiment.summary.update(numbers)
 
 
-def _end_of_run(metrics: Path) -> tuple[str, int]:
-    with metrics.open(newline="") as file:
-        *_, last = csv.DictReader(file)
-    return last["phase"], int(last["step"])
+def _end_of_run(metrics: Path) -> tuple[str, int | None]:
+    try:
+        with metrics.open(newline="") as file:
+            *_, last = csv.DictReader(file)
+        return last["phase"], int(last["step"])
+    except (OSError, ValueError, KeyError):
+        return "", None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +11,8 @@ import torch
 from scipy.stats import beta, binom
 from torch import Tensor
 
-from inference.policies import Budget, Policy
+from inference.budget import Budget
+from inference.policies import Policy
 from inference.replay import Curve, curve
 from inference.thresholds import Thresholds
 from inference.trace import Trace
@@ -72,7 +74,7 @@ class LeastCost:
     def __call__(self, policy: Policy, trace: Trace, seen: Curve) -> list[OperatingPoint]:
         full = trace.correct[-1].double().mean()
         enough = seen.accuracy >= full - self.drop - 1e-12
-        name = f"least cost, drop of at most {self.drop:.4g}"
+        name = f"fewest MACs, drop of at most {self.drop:.4g}"
         if not enough.any():
             return [OperatingPoint(name, None, "no candidate loses as little")]
         return [OperatingPoint(name, policy.at(_cheapest(seen, enough)))]
@@ -112,22 +114,8 @@ class BudgetedBatch:
             return [OperatingPoint("budgeted batch", None, note)]
         qs = [i / 20 for i in range(1, self.points + 1)]
         return [
-            OperatingPoint(f"budgeted batch, q = {q:.2f}", policy.at(quantiles(rule, trace, q)), series=True)
-            for q in qs
+            OperatingPoint(f"budgeted batch, q = {q:.2f}", policy.at(rule.quantiles(trace, q)), series=True) for q in qs
         ]
-
-
-def quantiles(rule: Thresholds, trace: Trace, q: float) -> list[float]:
-    """Thresholds with which shares of samples proportional to q^k leave at exit k, by their rank."""
-    shares = torch.tensor([q**k for k in range(1, trace.num_exits + 1)], dtype=torch.float64)
-    counts = (shares / shares.sum() * len(trace)).floor().long().tolist()
-    there = torch.ones(len(trace), dtype=torch.bool)
-    thresholds = []
-    for score, count in zip(rule.score(trace.logits[:-1]), counts, strict=False):
-        threshold = rule.passed_by(score[there], count)
-        thresholds.append(threshold)
-        there &= ~rule.passes(score, threshold)
-    return thresholds
 
 
 @dataclass(frozen=True)
@@ -159,7 +147,11 @@ class RiskControl:
         samples = len(trace)
         smallest = smallest_epsilon(samples, self.delta)
         if smallest > self.epsilon:
-            note = f"not certifiable with {samples} samples; the smallest ε is {smallest:.4f}"
+            needed = math.ceil(math.log(self.delta) / math.log(1 - self.epsilon))
+            note = (
+                f"not certifiable with {samples} samples; the smallest ε is {math.ceil(smallest * 1e4) / 1e4:.4f}, "
+                f"this one needs {needed}"
+            )
             return [OperatingPoint(name, None, note)]
         tested = curve(policy, policy.sequence(trace.num_classes, trace.costs["macs"]), trace)
         taken = certified(tested.lost.tolist(), samples, self.epsilon, self.delta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -121,6 +122,7 @@ def travel(policy: Policy, way: Way, costs: NetworkCosts, count: int, images: Te
     state = State(costs, torch.zeros(count, dtype=torch.int64, device=device))
     policy.begin(images, state)
     gone: list[Leaving] = []
+    way = _Checked(way)
     rows: Tensor | None = None
     for k in range(1, len(costs.heads) + 1):
         state.spent = state.spent + way.advance(k)
@@ -137,7 +139,28 @@ def travel(policy: Policy, way: Way, costs: NetworkCosts, count: int, images: Te
         rows = index if rows is None else rows.index_select(0, index)
         state = state.rows(index)
         way.keep(index)
+    way.require_numbers()
     return _joined(gone, count)
+
+
+class _Checked:
+    """A way that notes which heads gave no numbers; asked once, at its end, since a GPU is waited for each time."""
+
+    def __init__(self, way: Way):
+        self.advance, self.keep, self.inner = way.advance, way.keep, way
+        self.sums: dict[int, Tensor] = {}
+
+    def head(self, k: int, wanted: Tensor | None) -> tuple[Tensor, Tensor | int]:
+        logits, cost = self.inner.head(k, wanted)
+        self.sums[k] = logits.sum()
+        return logits, cost
+
+    def require_numbers(self) -> None:
+        for k, total in self.sums.items():
+            if not math.isfinite(total):
+                raise ValueError(
+                    f"Expected numbers from exit {k}, got NaN or infinity; were these weights trained to their end?"
+                )
 
 
 def _at_exit(policy: Policy, way: Way, state: State, k: int, last: bool) -> tuple[Tensor | None, Tensor, Tensor] | None:
@@ -180,7 +203,11 @@ def _joined(gone: list[Leaving], count: int) -> Prediction:
 
 
 def _answers(group: Leaving) -> Prediction:
-    confidence, label = group.logits.softmax(1).max(1)
-    if confidence.isnan().any():
-        raise ValueError(f"Expected numbers from exit {group.exit}, got NaN; were these weights trained to their end?")
+    label, confidence = answers(group.logits)
     return Prediction(label, confidence, torch.full_like(label, group.exit), group.macs)
+
+
+def answers(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Label (n,) and its softmax probability (n,) of logits (n, C)."""
+    # not the softmax's argmax: in fp32 a second probability may be 1, or as large as the largest, too
+    return logits.argmax(1), logits.softmax(1).amax(1)

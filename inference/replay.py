@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inference.executor import Prediction, travel
-from inference.policies import Budget, Policy
+from inference.budget import Budget
+from inference.executor import Prediction, answers, travel
+from inference.policies import Policy
 from inference.thresholds import Thresholds
 from inference.trace import Trace
 
@@ -93,9 +94,8 @@ def curve(policy: Policy, values: Tensor, trace: Trace) -> Curve:
     """Replays the points ``policy.at(row)`` for the rows of ``values`` (P, D); thresholds as tensor operations."""
     inner = policy.within if isinstance(policy, Budget) and policy.macs is not None else policy
     if isinstance(inner, Thresholds):
-        policy.at([inner.never] * (trace.num_exits - 1)).check(trace.costs["macs"], trace.num_classes)
-        exits = _threshold_sums(inner, values, trace, _halts(policy, trace))
-        return _as_curve(values, exits, trace)
+        longest = replay(policy.at([inner.never] * (trace.num_exits - 1)), trace)
+        return _as_curve(values, _threshold_sums(inner, values, trace, longest), trace)
     sums = [_sums(replay(policy.at(row), trace), trace) for row in values.tolist()]
     return _as_curve(values, torch.stack(sums), trace)
 
@@ -114,42 +114,38 @@ def _sums(outcome: Outcome, trace: Trace) -> Tensor:
     return torch.cat([_columns(trace, exit, outcome.heads).sum(0), counts])
 
 
-def _halts(policy: Policy, trace: Trace) -> Tensor | None:
-    """(N - 1, samples) bool: where a budget ends the way of a sample that paid every head."""
-    if not isinstance(policy, Budget) or policy.macs is None:
-        return None
-    paid, costs = trace.paid(), trace.costs["macs"]
-    return torch.stack([policy.halts(k, costs, paid[k - 1]) for k in range(1, trace.num_exits)])
-
-
-def _threshold_sums(rule: Thresholds, values: Tensor, trace: Trace, halts: Tensor | None) -> Tensor:
+def _threshold_sums(rule: Thresholds, values: Tensor, trace: Trace, longest: Outcome) -> Tensor:
     """The sums of ``_sums`` (P, 2 + conventions + N), a block of points at a time.
 
-    Everybody is taken to leave at the last exit, and what leaving at an earlier one changes is added.
+    Everybody is taken to go as far as can be, and what leaving at an earlier exit changes is added.
+
+    Args:
+        longest: with thresholds that nobody passes: a budget may end a sample's way, or leave heads out, even then.
     """
-    exits, samples = trace.num_exits, len(trace)
-    scores = rule.score(trace.logits[:-1])
-    each = [_worth(trace, k) for k in range(1, exits + 1)]
-    sums = each[-1].sum(0).repeat(len(values), 1)
-    thresholds = values.to(scores.dtype)
+    samples, end = len(trace), longest.prediction.exit
+    worth = _worth(trace, end, longest.heads)
+    sums = worth.sum(0).repeat(len(values), 1)
+    early = []
+    for k in range(1, trace.num_exits):
+        may = longest.heads[k - 1] & (end > k)
+        heads = longest.heads & (torch.arange(trace.num_exits) < k)[:, None]
+        gain = _worth(trace, torch.full((samples,), k), heads) - worth
+        early.append((may, rule.score(trace.logits[k - 1]), gain))
+    thresholds = values.float()
     step = max(1, BLOCK // samples)
     for start in range(0, len(values), step):
         rows = slice(start, start + step)
         on_the_way = torch.ones(len(thresholds[rows]), samples, dtype=torch.bool)
-        for k in range(1, exits):
-            leaves = rule.passes(scores[k - 1], thresholds[rows, k - 1 : k])
-            if halts is not None:
-                leaves = leaves | halts[k - 1]
-            sums[rows] += (leaves & on_the_way).double() @ (each[k - 1] - each[-1])
+        for k, (may, score, gain) in enumerate(early):
+            leaves = rule.passes(score, thresholds[rows, k : k + 1]) & may
+            sums[rows] += (leaves & on_the_way).double() @ gain
             on_the_way &= ~leaves
     return sums
 
 
-def _worth(trace: Trace, k: int) -> Tensor:
-    """What a sample that leaves at exit k, all heads on its way paid, adds to the sums: (samples, columns of sums)."""
-    exit = torch.full((len(trace),), k)
-    heads = (torch.arange(1, trace.num_exits + 1) <= k)[:, None].expand(-1, len(trace))
-    here = torch.eye(trace.num_exits, dtype=torch.float64)[k - 1].expand(len(trace), -1)
+def _worth(trace: Trace, exit: Tensor, heads: Tensor) -> Tensor:
+    """What a sample that leaves at ``exit`` adds to the sums: (samples, columns of sums)."""
+    here = torch.nn.functional.one_hot(exit - 1, trace.num_exits).double()
     return torch.cat([_columns(trace, exit, heads), here], 1)
 
 
@@ -178,15 +174,17 @@ def oracle(policy: Policy, trace: Trace) -> Outcome:
 
 
 def label_oracle(trace: Trace) -> Outcome:
-    """Knows the label: leaves at the first exit that is right, at exit 1 where none is, and pays only that head.
+    """Knows the label: leaves at the cheapest exit that is right, at the cheapest of all where none is.
 
-    No policy is as accurate at a lower cost.
+    It pays that head only. No policy is as accurate at a lower cost.
     """
-    return _foreseen(trace, trace.correct.int().argmax(0) + 1)
+    alone = trace.segments["macs"].cumsum(0) + trace.heads["macs"]
+    hopeless = ~trace.correct.any(0)
+    wrong = ~(trace.correct | hopeless)
+    return _foreseen(trace, alone.masked_fill(wrong, torch.iinfo(alone.dtype).max).argmin(0) + 1)
 
 
 def _foreseen(trace: Trace, exit: Tensor) -> Outcome:
     heads = torch.arange(1, trace.num_exits + 1)[:, None] == exit
-    logits = trace.logits[exit - 1, torch.arange(len(trace))]
-    confidence, label = logits.softmax(-1).max(-1)
+    label, confidence = answers(trace.logits[exit - 1, torch.arange(len(trace))])
     return Outcome(Prediction(label, confidence, exit, spent(trace, exit, heads, "macs")), heads)

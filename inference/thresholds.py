@@ -49,16 +49,16 @@ class Thresholds(Policy):
         Raises:
             ValueError: another number of them, or none.
         """
-        if self.thresholds is None:
-            raise ValueError(f"Expected policy.thresholds: one number, or {exits - 1}, one an early exit.")
-        if isinstance(self.thresholds, int | float):
-            return [float(self.thresholds)] * (exits - 1)
-        if len(self.thresholds) != exits - 1:
+        each = self.thresholds
+        if _is_number(each):
+            return [float(each)] * (exits - 1)  # type: ignore[arg-type]
+        if not isinstance(each, Sequence) or isinstance(each, str) or not all(map(_is_number, each)):
+            raise ValueError(f"Expected policy.thresholds: one number, or {exits - 1}, one an early exit; got {each}.")
+        if len(each) != exits - 1:
             raise ValueError(
-                f"Expected {exits - 1} thresholds, one for each early exit of {exits} exits, got "
-                f"{list(self.thresholds)}."
+                f"Expected {exits - 1} thresholds, one for each early exit of {exits} exits, got {list(each)}."
             )
-        return [float(threshold) for threshold in self.thresholds]
+        return [float(threshold) for threshold in each]
 
     def check(self, costs: NetworkCosts, num_classes: int) -> None:
         low, high = self.range(num_classes)
@@ -75,21 +75,39 @@ class Thresholds(Policy):
         return self.passes(self.score(logits), threshold)
 
     def candidates(self, trace: Trace, points: int) -> Tensor:
-        """Combinations of thresholds at quantiles of each exit's scores, ``never`` among them.
+        """Thresholds laid between the scores of each exit.
 
-        All combinations where there are enough points for at least four thresholds an exit; otherwise as many drawn at
-        random, with a fixed seed.
+        Never to leave; one threshold for all exits; the shares of the budgeted-batch protocol; and all combinations of
+        quantiles where there are enough points for four an exit, otherwise as many drawn at random, with a fixed seed.
         """
         early = trace.num_exits - 1
         if early == 0:
             return torch.empty(1, 0, dtype=torch.float64)
+        shared = self.sequence(trace.num_classes, trace.costs["macs"])
+        shared = shared[:: max(1, 8 * len(shared) // points)]  # row 0 is never to leave
+        budgeted = [self.quantiles(trace, 10**x) for x in torch.linspace(-1.3, 1.3, min(53, points)).tolist()]
         levels = math.floor(round(points ** (1 / early), 9))
-        columns = [self._levels(score, max(levels, 4)) for score in self.score(trace.logits[:-1])]
+        columns = [self._levels(self.score(logits), max(levels, 4)) for logits in trace.logits[:-1]]
         if levels >= 4:
-            return torch.cartesian_prod(*columns).view(-1, early)
-        generator = torch.Generator().manual_seed(0)
-        drawn = [column[torch.randint(len(column), (points,), generator=generator)] for column in columns]
-        return torch.stack(drawn, 1)
+            grid = torch.cartesian_prod(*columns).view(-1, early)
+        else:
+            generator = torch.Generator().manual_seed(0)
+            drawn = [column[torch.randint(len(column), (points,), generator=generator)] for column in columns]
+            grid = torch.stack(drawn, 1)
+        return torch.cat([shared, torch.tensor(budgeted, dtype=torch.float64), grid])
+
+    def quantiles(self, trace: Trace, q: float) -> list[float]:
+        """Thresholds with which shares of the samples proportional to q^k leave at exit k, by their rank."""
+        shares = torch.tensor([q**k for k in range(1, trace.num_exits + 1)], dtype=torch.float64)
+        # a little more, since 3 may come out as 2.9999999999999996
+        counts = (shares / shares.sum() * len(trace) + 1e-9).floor().long().tolist()
+        there = torch.ones(len(trace), dtype=torch.bool)
+        thresholds = []
+        for logits, count in zip(trace.logits[:-1], counts, strict=False):
+            score = self.score(logits)
+            thresholds.append(self.passed_by(score[there], count))
+            there &= ~self.passes(score, thresholds[-1])
+        return thresholds
 
     def _levels(self, score: Tensor, count: int) -> Tensor:
         """Up to ``count`` thresholds: just low enough for equal shares of the samples to pass, and ``never``."""
@@ -123,6 +141,10 @@ class Thresholds(Policy):
 
     def describe(self) -> dict[str, Any]:
         return {"policy": self.name, "thresholds": self.thresholds}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

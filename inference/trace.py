@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ class Trace:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
+    @cached_property
     def correct(self) -> Tensor:
         """(N, samples) bool: whether each exit is right."""
-        return self.logits.argmax(-1) == self.labels
+        return torch.stack([logits.argmax(-1) for logits in self.logits]) == self.labels
 
     def paid(self, convention: str = "macs") -> Tensor:
         """(N, samples) int64: what leaving at each exit costs with every head on the way computed."""

@@ -100,8 +100,8 @@ def again(key: str, folder: str | Path) -> str:
     return shlex.join(["python", sys.argv[0], *arguments, f"{key}={value}"])
 
 
-def end_stopped(stopped: Stopped, key: str = "", folder: str | Path | None = None) -> NoReturn:
+def end_stopped(stopped: Stopped, key: str = "", folder: str | Path | None = None, said: str = "") -> NoReturn:
     """Says how to go on, and exits as a program ended by that signal does."""
-    way_on = "before a run began." if folder is None else f"To go on: {again(key, folder)}"
-    print(f"Stopped by {stopped}{' ' if folder is None else '. '}{way_on}", file=sys.stderr)
+    way_on = said or (f"To go on: {again(key, folder)}" if folder is not None else "")
+    print(f"Stopped by {stopped}{f'. {way_on}' if way_on else ' before a run began.'}", file=sys.stderr)
     sys.exit(128 + stopped.number)

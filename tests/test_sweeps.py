@@ -111,13 +111,13 @@ def hydra_config(*overrides: str):
         return compose("train", overrides=list(overrides), return_hydra_config=True).hydra
 
 
-@pytest.mark.parametrize("preset", ["seeds", "backbones_methods", "exit_places"])
+@pytest.mark.parametrize("preset", ["seeds", "backbones_methods", "exit_places", "heads"])
 def test_a_preset_sweeps_configs_that_compose(preset: str) -> None:
     config = hydra_config(f"sweep={preset}")
     assert config.mode.name == "MULTIRUN"
     values = [[f"{key}={value}" for value in str(values).split(",")] for key, values in config.sweeper.params.items()]
     jobs = list(itertools.product(*values))
-    assert len(jobs) > 2
+    assert len(jobs) > 1
     for job in jobs:
         assert composed(f"sweep={preset}", *job).method.name
 
