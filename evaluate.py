@@ -54,7 +54,9 @@ def evaluate(cfg: DictConfig) -> Path:
     from evaluation.runs import find_runs, load_runs
     from evaluation.tracing import SPLITS, Machine, images_of, trace
     from running.failures import refusing_failures
+    from running.hardware import keep_freed_memory
 
+    keep_freed_memory()
     with refusing_bad_input():
         plan, machine = build_plan(cfg), Machine(cfg.accelerator, cfg.precision)
         runs = load_runs(find_runs(cfg.run, cfg.runs))

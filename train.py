@@ -44,11 +44,13 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     # imported here, so that --help and --cfg job need not wait for torch
     from rich.console import Console
 
+    from running.hardware import keep_freed_memory
     from running.phases import quiet_lightning
     from running.report import result_table
     from storage.run_directory import RunDirectory
 
     quiet_lightning()
+    keep_freed_memory()
     run_dir = RunDirectory(folder)
     with ExitStack() as held:
         with refusing_bad_input():

@@ -11,7 +11,6 @@ machine.
 from __future__ import annotations
 
 import copy
-import ctypes
 import math
 import multiprocessing
 import resource
@@ -35,6 +34,7 @@ from inference.trace import Trace
 from networks.backbones.resnet import cifar_resnet
 from networks.exits import EarlyExitNetwork, MacFractions, with_exits
 from networks.heads import light
+from running.hardware import keep_freed_memory
 
 try:
     import earlyon
@@ -184,13 +184,6 @@ def half_table(network: EarlyExitNetwork, memory: str) -> Table:
     return table_of(title, turns(sides, [images]), "plain backbone", {"offramp": 0.75})
 
 
-def keep_memory() -> bool:
-    """Has glibc keep what is freed; it hands large tensors back to Linux, whose page faults then are half the time."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    trim_threshold, mmap_threshold = -1, -3
-    return bool(mallopt and mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**25))
-
-
 def random_trace() -> Trace:
     """Random logits; the costs are made up."""
     macs = NetworkCosts("macs", 100, (100,) * EXITS, (10,) * EXITS, tuple(range(1, EXITS)))
@@ -234,9 +227,9 @@ def main() -> None:
     network = small_network()
     console.print(leaving_table(network))
     console.print(staying_table(network))
-    console.print(half_table(network, "freed memory handed back"))
-    if keep_memory():
-        console.print(half_table(network, "freed memory kept"))
+    console.print(half_table(network, "freed memory handed back to Linux"))
+    if keep_freed_memory():
+        console.print(half_table(network, "freed memory kept, as evaluate.py does"))
     rounds = " and ".join(f"{count} rounds of batch {batch}" for batch, count in ROUNDS.items())
     console.print(f"{torch.get_num_threads()} threads, fp32, {rounds}, torch {torch.__version__}")
 

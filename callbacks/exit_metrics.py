@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Accuracy, MeanMetric, Metric
 
 from costs.network import NetworkCosts, network_costs
+from inference.thresholds import Confidence
 from networks.exits import EarlyExitNetwork
 
 
@@ -95,6 +96,7 @@ def first_confident(logits: Tensor, threshold: float) -> Tensor:
     Returns:
         (N,) int64.
     """
-    confident = logits.softmax(-1).amax(-1) >= threshold
+    rule = Confidence()
+    confident = rule.passes(rule.score(logits), threshold)
     confident[-1] = True
     return confident.int().argmax(0)

@@ -60,9 +60,9 @@ def _run_curve(result: Result, plan: Plan) -> RunCurve:
         costs = plan.cost.factor * result.curve.costs[plan.cost.convention][result.front]
         front = sorted(zip(costs.tolist(), result.curve.accuracy[result.front].tolist(), strict=True))
     chosen = {point.chosen.name: _place(point) for point in result.named if point.outcome is not None}
-    oracle = _place(result.oracles[-1]) if result.oracles else None
+    oracles = {point.chosen.name: _place(point) for point in result.oracles}
     series = [_place(point) for point in result.series]
-    return RunCurve(result.run.label, front, series, chosen, _place(result.exits[-1]), oracle)
+    return RunCurve(result.run.label, front, series, chosen, _place(result.exits[-1]), oracles)
 
 
 def _place(point: Point) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from figures.look import ADAPTIVE, INK, PALE, dress, shades, sheet
 
 COLUMNS = 4  # of a figure with a panel an exit
-MOST_CLASSES = 20
+MOST_CLASSES, MOST_EXITS = 20, 6
 RIGHT, WRONG = "#0072b2", ADAPTIVE  # blue and vermilion, told apart by the colour-blind
 ON_DARK = "white"
 
@@ -48,7 +48,7 @@ def confidence_figure(exits: Sequence[ExitConfidence], title: str) -> Figure:
         upper, lower = grid[2 * row, column], grid[2 * row + 1, column]
         _histogram(upper, exit, f"exit {i + 1}", first=column == 0)
         _reliability(lower, exit, first=column == 0)
-    grid[0, 0].legend(frameon=False, labelcolor=INK, loc="upper left", fontsize=9)
+    grid[0, 0].legend(frameon=False, labelcolor=INK, loc="best", fontsize=9)
     return figure
 
 
@@ -79,32 +79,39 @@ def disagreement_figure(overthought: np.ndarray, needed: np.ndarray, classes: Se
     """Per early exit and class: where it is right and the last exit wrong (overthinking), and the reverse.
 
     Args:
-        overthought, needed: (N - 1, C), shares of the class's images. Of many classes those with the largest are shown.
+        overthought, needed: (N - 1, C), shares of the class's images. Of many classes those with the largest are
+            shown, of many exits six.
         classes: names, C of them.
     """
+    shown = np.unique(np.linspace(0, len(overthought) - 1, min(MOST_EXITS, len(overthought))).round().astype(int))
     order = np.argsort(-np.nan_to_num(overthought + needed).max(0), kind="stable")[:MOST_CLASSES]
     order = np.sort(order)[::-1] if len(classes) <= MOST_CLASSES else order[::-1]
-    columns = min(3, len(overthought))
-    rows = -(-len(overthought) // columns)
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
     figure = sheet(0.9 + rows * (0.9 + 0.24 * len(order)))
     figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold", fontsize=11)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for axes in grid.flat[len(overthought) :]:
+    for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     places = np.arange(len(order))
-    for k, axes in enumerate(grid.flat[: len(overthought)]):
+    for k, axes in zip(shown, grid.flat, strict=False):
         axes.barh(places, 100 * overthought[k, order], color=WRONG, label="early right, last wrong (overthinking)")
         axes.barh(places, -100 * needed[k, order], color=RIGHT, label="early wrong, last right")
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(places, [classes[i] for i in order])
+        axes.set_yticks(places, [_short(classes[i]) for i in order])
         axes.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")
         axes.set_title(f"exit {k + 1}", color=INK, fontsize=10)
-        dress(axes, "share of the class's test images, %", "")
+        dress(axes, "", "")
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=PALE, linewidth=0.6)
+    figure.supxlabel("share of the class's test images, %", color=INK, fontsize=10)
     handles, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower left", frameon=False, labelcolor=INK, ncols=2)
     return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:17]}…"
 
 
 def difficulty_figure(
@@ -119,27 +126,22 @@ def difficulty_figure(
     """
     figure = sheet(4.4)
     figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold", fontsize=11)
-    left, right_axes = figure.subplots(1, 2)
+    accuracies, places = figure.subplots(1, 2)
     bins = np.array_split(np.argsort(difficulty, kind="stable"), min(10, len(difficulty)))
     middle = [difficulty[rows].mean() for rows in bins]
-    left.plot(
-        middle,
-        [100 * full_right[rows].mean() for rows in bins],
-        color=INK,
-        linestyle="--",
-        marker="s",
-        markerfacecolor="white",
-        label="full network alone",
-    )
-    left.plot(middle, [100 * right[rows].mean() for rows in bins], color=ADAPTIVE, marker="o", label="adaptive")
-    left.legend(frameon=False, labelcolor=INK)
-    dress(left, name, "accuracy, %")
+    for values, look in (
+        (full_right, {"color": INK, "linestyle": "--", "marker": "s", "markerfacecolor": "white"}),
+        (right, {"color": ADAPTIVE, "marker": "o"}),
+    ):
+        label = "adaptive" if values is right else "full network alone"
+        accuracies.plot(middle, [100 * values[rows].mean() for rows in bins], label=label, **look)
+    accuracies.legend(frameon=False, labelcolor=INK, loc="lower left")
+    dress(accuracies, name, "accuracy, %")
     exits = range(1, int(exit.max()) + 1)
     shares = [[100 * (exit[rows] == k).mean() for rows in bins] for k in exits]
-    right_axes.stackplot(middle, *shares, colors=shades(len(exits)), labels=[f"exit {k}" for k in exits], linewidth=0)
-    right_axes.margins(0)
-    dress(right_axes, name, "share of the images leaving there, %")
-    figure.legend(
-        *right_axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, labelcolor=INK, reverse=True
-    )
+    places.stackplot(middle, *shares, colors=shades(len(exits)), labels=[f"exit {k}" for k in exits], linewidth=0)
+    places.margins(0)
+    dress(places, name, "share of the images leaving there, %")
+    named = places.get_legend_handles_labels()
+    figure.legend(*named, loc="outside right center", frameon=False, labelcolor=INK, reverse=True)
     return figure

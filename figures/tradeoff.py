@@ -13,7 +13,8 @@ from figures.look import INK, PALE, Point, dress, shades, sheet
 
 # of the points that are chosen, in the order they come
 CHOSEN = ("*", "D", "P", "X", "v")
-FULL, ORACLE = "s", "^"
+FULL, ORACLES = "s", "o^"
+LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
@@ -26,7 +27,7 @@ class RunCurve(NamedTuple):
         series: those of the budgeted-batch protocol.
         chosen: single points by name.
         full: the backbone and its own head alone.
-        oracle: leaves at the first exit that is right.
+        oracles: bounds by name.
     """
 
     label: str
@@ -34,7 +35,7 @@ class RunCurve(NamedTuple):
     series: Sequence[Point]
     chosen: Mapping[str, Point]
     full: Point
-    oracle: Point | None
+    oracles: Mapping[str, Point]
 
 
 def tradeoff_figure(curves: Sequence[RunCurve], axis: str, title: str) -> Figure:
@@ -48,8 +49,8 @@ def tradeoff_figure(curves: Sequence[RunCurve], axis: str, title: str) -> Figure
     axes = figure.subplots()
     unit, prefix = _unit(max(curve.full[0] for curve in curves))
     markers = {name: CHOSEN[i % len(CHOSEN)] for i, name in enumerate(_names(curves))}
-    for curve, colour in zip(curves, shades(len(curves)), strict=True):
-        _draw(axes, curve, colour, unit, markers)
+    for i, (curve, colour) in enumerate(zip(curves, shades(len(curves)), strict=True)):
+        _draw(axes, curve, {"color": colour, "linestyle": LINES[i % len(LINES)], "linewidth": 1.8}, unit, markers)
     dress(axes, f"{axis} per image{f', {prefix}' if prefix else ''}", "accuracy on all test images, %")
     figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold", fontsize=11)
     axes.margins(0.04)
@@ -65,26 +66,27 @@ def _unit(largest: float) -> tuple[float, str]:
     return next((unit, prefix) for unit, prefix in UNITS if largest >= unit or unit == 1)
 
 
-def _draw(axes: Axes, curve: RunCurve, colour: Any, unit: float, markers: Mapping[str, str]) -> None:
+def _draw(axes: Axes, curve: RunCurve, line: Mapping[str, Any], unit: float, markers: Mapping[str, str]) -> None:
+    colour = line["color"]
+
     def scaled(points: Sequence[Point]) -> tuple[list[float], list[float]]:
         return [x / unit for x, _ in points], [100 * y for _, y in points]
 
-    axes.plot(*scaled(curve.front), color=colour, linewidth=1.8, zorder=2)
+    axes.plot(*scaled(curve.front), **line, zorder=2)
     axes.plot(*scaled(curve.series), color=colour, linewidth=0.9, linestyle=":", marker=".", markersize=5, zorder=2)
     for name, point in curve.chosen.items():
         size = 190 if markers[name] == "*" else 70
         axes.scatter(*scaled([point]), s=size, marker=markers[name], color=colour, edgecolors="white", zorder=4)
-    axes.scatter(*scaled([curve.full]), s=70, marker=FULL, facecolors="white", edgecolors=[colour], zorder=3)
-    if curve.oracle is not None:
-        axes.scatter(*scaled([curve.oracle]), s=70, marker=ORACLE, facecolors="white", edgecolors=[colour], zorder=3)
+    for marker, point in zip((FULL, *ORACLES), (curve.full, *curve.oracles.values()), strict=False):
+        axes.scatter(*scaled([point]), s=70, marker=marker, facecolors="white", edgecolors=[colour], zorder=3)
 
 
 def _legend(curves: Sequence[RunCurve], markers: Mapping[str, str]) -> list[Line2D]:
     handles = [
-        Line2D([], [], color=colour, linewidth=1.8, label=curve.label)
+        Line2D([], [], color=colour, linewidth=1.8, linestyle=LINES[i % len(LINES)], label=curve.label)
         if curve.front
         else Line2D([], [], color=colour, marker=FULL, markerfacecolor="white", linestyle="", label=curve.label)
-        for curve, colour in zip(curves, shades(len(curves)), strict=True)
+        for i, (curve, colour) in enumerate(zip(curves, shades(len(curves)), strict=True))
     ]
     look: dict[str, Any] = {"color": INK, "markeredgecolor": "white", "linestyle": ""}
     handles += [
@@ -95,9 +97,8 @@ def _legend(curves: Sequence[RunCurve], markers: Mapping[str, str]) -> list[Line
         handles.append(Line2D([], [], color=INK, linestyle=":", marker=".", label="budgeted batch"))
     hollow: dict[str, Any] = {"color": INK, "markerfacecolor": "white", "linestyle": "", "markersize": 8}
     handles.append(Line2D([], [], marker=FULL, label="full network alone", **hollow))
-    if any(curve.oracle for curve in curves):
-        handles.append(Line2D([], [], marker=ORACLE, label="oracle that knows the label", **hollow))
-    return handles
+    names = dict.fromkeys(name for curve in curves for name in curve.oracles)
+    return handles + [Line2D([], [], marker=m, label=n, **hollow) for m, n in zip(ORACLES, names, strict=False)]
 
 
 def shares_figure(costs: Sequence[float], shares: Sequence[Sequence[float]], axis: str, title: str) -> Figure:

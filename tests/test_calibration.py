@@ -130,8 +130,7 @@ def test_the_worked_example_of_the_exit_predictor_paper() -> None:
     logits = 10.0 * (exits == torch.arange(1, 4)[:, None])[:, :, None] * torch.eye(10)[0]
     segments, heads = (1_966_080, 56_983_552, 333_082_634 - 1_966_080 - 56_983_552), (16_695_306, 14_233_610, 0)
     trace = trace_of(logits, torch.zeros(10_000, dtype=torch.int64), segments, heads)
-    policy = Confidence(0.99)
-    cases = (replay(policy, trace), 42.434, 79.634), (oracle(policy, trace), 34.929, 72.129)
+    cases = (replay(Confidence(0.99), trace), 42.434, 79.634), (oracle(Confidence(0.99), trace), 34.929, 72.129)
     for outcome, device, whole in cases:
         spent = outcome.cost(trace, "ptflops")
         assert outcome.prediction.exit.tolist() == exits.tolist()
