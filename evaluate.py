@@ -49,9 +49,9 @@ def evaluate(cfg: DictConfig) -> Path:
     from rich.console import Console
 
     from evaluation.assembly import build_plan, check, results_folder
-    from evaluation.report import printed
     from evaluation.results import evaluate as evaluated
     from evaluation.runs import find_runs, load_runs
+    from evaluation.tables import printed
     from evaluation.tracing import SPLITS, Machine, images_of, trace
     from running.failures import refusing_failures
     from running.hardware import keep_freed_memory
@@ -79,7 +79,7 @@ def leave(
     results: list[Result], plan: Plan, images: list[Images], machine: Machine, folder: Path, cfg: DictConfig
 ) -> None:
     """Measures times where they are asked for, writes curve, table, summary and figures, and sends them to W&B."""
-    from evaluation import report
+    from evaluation import report, tables
     from evaluation.latency import measured
     from evaluation.pictures import draw, pictures
     from evaluation.upload import upload
@@ -90,7 +90,7 @@ def leave(
             times[result.run.label] = measured(result, plan, source, machine)
     report.clear(folder)
     report.write_curve(folder, results, plan, times)
-    report.write(folder, "table.md", report.markdown(results, plan))
+    report.write(folder, "table.md", tables.markdown(results, plan))
     drawn = draw(pictures(results, plan, times), folder)
     summary = {**report.summary(results, plan, times), **report.environment(cfg, machine.name)}
     report.write_summary(folder, summary, [folder / "curve.csv", folder / "table.md", *drawn])

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from evaluation.analysis import depth_correlation, disagreements
 from evaluation.latency import Times
-from evaluation.report import title
 from evaluation.results import Plan, Point, Result
+from evaluation.tables import title
 from figures.confidence import ExitConfidence, confidence_figure, difficulty_figure, disagreement_figure
 from figures.look import save
 from figures.tradeoff import RunCurve, latency_figure, shares_figure, tradeoff_figure

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: ``curve.csv``, ``table.md``, ``summary.json``, and what it prints."""
+"""What an evaluation leaves: ``curve.csv``, ``summary.json``, and what the next one needs to know of them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,13 @@ from typing import Any
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
 
 from evaluation.analysis import accuracy_at, depth_correlation
 from evaluation.latency import Latency, Times
 from evaluation.results import Plan, Point, Result
-from inference.policies import Policy
+from evaluation.tables import numbers, shown_points
 from inference.replay import Curve
 from storage.files import written_aside
-
-CHOSEN_ON = {"val": "chosen on the validation split", "test": "CHOSEN ON THE TEST SPLIT (calibration.split=test)"}
-
-
-def numbers(policy: Policy | None) -> dict[str, Any]:
-    """Name and thresholds of a policy in flat columns: ``policy``, ``threshold_1``, …, ``patience``, ``budget``."""
-    columns: dict[str, Any] = {}
-    for name, value in (policy.describe() if policy else {}).items():
-        if name == "thresholds":
-            each = value if isinstance(value, list) else [value]
-            columns |= {f"threshold_{k}": threshold for k, threshold in enumerate(each, 1)}
-        else:
-            columns[name] = value
-    return columns
 
 
 def write_curve(folder: Path, results: Sequence[Result], plan: Plan, times: Mapping[str, Times]) -> None:
@@ -96,78 +81,6 @@ def _point(point: Point, result: Result, plan: Plan) -> dict[str, Any]:
     return {**row, "test/acc": point.accuracy, "test/acc_error": point.error, **gain, **costs, **shares}
 
 
-def table_rows(result: Result, plan: Plan) -> list[dict[str, str]]:
-    """The points to look at, in words: fixed exits, those chosen one by one, and the oracles."""
-    full = result.exits[-1].cost
-    rows = []
-    for point in (*result.exits, *result.named, *result.oracles):
-        name = "full network alone" if point is result.exits[-1] else point.chosen.name
-        row = {"run": result.run.label, "point": name, "thresholds": _thresholds(point)}
-        rows.append({**row, **_cells(point, full, plan), "note": point.chosen.note})
-    return rows
-
-
-def _cells(point: Point, full: float, plan: Plan) -> dict[str, str]:
-    if point.outcome is None:
-        return dict.fromkeys(("accuracy", "minus full", "on val", plan.cost.title, "of full", "share per exit"), "-")
-    return {
-        "accuracy": f"{100 * point.accuracy:.2f} ± {100 * point.error:.2f} %",
-        "minus full": f"{100 * point.gain:+.2f} ± {100 * point.gain_error:.2f}",
-        f"on {plan.split}": "" if math.isnan(point.seen) else f"{100 * point.seen:.2f} %",
-        plan.cost.title: _amount(point.cost),
-        "of full": f"{100 * point.cost / full:.1f} %",
-        "share per exit": " / ".join(f"{100 * share:.1f}" for share in point.shares) + " %",
-    }
-
-
-def _amount(number: float) -> str:
-    return f"{number / 1e9:.3f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
-
-
-def _thresholds(point: Point) -> str:
-    columns = numbers(point.chosen.policy)
-    columns.pop("policy", None)
-    return "" if point.chosen.name.startswith("exit ") else ", ".join(map(_threshold, columns.values()))
-
-
-def _threshold(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    if math.isinf(value):
-        return "never"
-    return f"{value:.4g}" if round(value, 4) != 1 or value == 1 else f"1 - {1 - value:.1g}"
-
-
-def title(results: Sequence[Result], plan: Plan) -> str:
-    """Data set, samples, and what the points were chosen on."""
-    first = results[0]
-    counts = f"{len(first.test):,} test images"
-    if plan.split == "val":
-        return f"{first.run.config.dataset.name}, {counts}; {CHOSEN_ON['val']} ({len(first.calibration):,} images)"
-    return f"{first.run.config.dataset.name}, {counts}; {CHOSEN_ON['test']}"
-
-
-def markdown(results: Sequence[Result], plan: Plan) -> str:
-    """``table.md``."""
-    table = pd.DataFrame([row for result in results for row in table_rows(result, plan)]).fillna("")
-    text = f"# {title(results, plan)}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
-    series = [result for result in results if result.series]
-    if series:
-        text += f"\nThe {len(series[0].series)} points of the budgeted-batch protocol are in `curve.csv`.\n"
-    return text
-
-
-def printed(results: Sequence[Result], plan: Plan) -> Table:
-    """The same for a terminal, its notes below."""
-    rows = [row for result in results for row in table_rows(result, plan)]
-    columns = [name for name in rows[0] if name != "note" and not (name == "run" and len(results) == 1)]
-    notes = "\n".join(f"{row['point']}: {row['note']}" for row in rows if row["note"])
-    table = Table(*columns, title=title(results, plan), title_justify="left", caption=notes, caption_justify="left")
-    for row in rows:
-        table.add_row(*(row[name] for name in columns), end_section=row["point"] == "full network alone")
-    return table
-
-
 def summary(results: Sequence[Result], plan: Plan, times: Mapping[str, Times]) -> dict[str, Any]:
     """``summary.json``: what was asked for, and for each run its points, calibration errors and correlations."""
     return {
@@ -179,10 +92,7 @@ def summary(results: Sequence[Result], plan: Plan, times: Mapping[str, Times]) -
 
 def _summary(result: Result, plan: Plan, times: Mapping[str, Times]) -> dict[str, Any]:
     before, after = result.ece
-    points = {
-        point.chosen.name: _finite(_point(point, result, plan))
-        for point in (*result.exits, *result.named, *result.oracles)
-    }
+    points = {point.chosen.name: _finite(_point(point, result, plan)) for point in shown_points(result)}
     found: dict[str, Any] = {
         "folder": str(result.run.path),
         "test_images": len(result.test),

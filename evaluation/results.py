@@ -222,7 +222,7 @@ def _oracles(result: Result, cost: Cost) -> list[Point]:
         return []
     policy = result.shown.chosen.policy
     assert policy is not None
-    foreseen = OperatingPoint("oracle of the confidences", None, f"“{result.shown.chosen.name}”, one head paid")
-    label = OperatingPoint("oracle that knows the label", None, "leaves at the cheapest exit that is right")
+    foreseen = OperatingPoint("oracle of the policy", None, f"“{result.shown.chosen.name}”, one head paid")
+    label = OperatingPoint("oracle of the label", None, "leaves at the cheapest exit that is right")
     outcomes = [(foreseen, oracle(policy, result.test)), (label, label_oracle(result.test))]
     return [_point(chosen, outcome, result.test, cost) for chosen, outcome in outcomes]

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from callbacks.wandb_logger import WandbLogger
 from evaluation.pictures import room_of
-from evaluation.report import table_rows
 from evaluation.results import Plan, Result
+from evaluation.tables import table_rows
 from running.assembly import built
 
 

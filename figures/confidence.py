@@ -101,10 +101,9 @@ def disagreement_figure(overthought: np.ndarray, needed: np.ndarray, classes: Se
         axes.set_yticks(places, [_short(classes[i]) for i in order])
         axes.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")
         axes.set_title(f"exit {k + 1}", color=INK, fontsize=10)
-        dress(axes, "", "")
+        dress(axes, "% of the class's test images", "")
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=PALE, linewidth=0.6)
-    figure.supxlabel("share of the class's test images, %", color=INK, fontsize=10)
     handles, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower left", frameon=False, labelcolor=INK, ncols=2)
     return figure

@@ -74,7 +74,7 @@ class LeastCost:
     def __call__(self, policy: Policy, trace: Trace, seen: Curve) -> list[OperatingPoint]:
         full = trace.correct[-1].double().mean()
         enough = seen.accuracy >= full - self.drop - 1e-12
-        name = f"fewest MACs, drop of at most {self.drop:.4g}"
+        name = f"fewest MACs, drop ≤ {self.drop:.4g}"
         if not enough.any():
             return [OperatingPoint(name, None, "no candidate loses as little")]
         return [OperatingPoint(name, policy.at(_cheapest(seen, enough)))]
@@ -143,7 +143,7 @@ class RiskControl:
             _require_share(f"calibration.risk_control.{key}", getattr(self, key))
 
     def __call__(self, policy: Policy, trace: Trace, seen: Curve) -> list[OperatingPoint]:
-        name = f"risk control, ε = {self.epsilon:.4g}, δ = {self.delta:.4g}"
+        name = f"risk control, ε {self.epsilon:.4g}, δ {self.delta:.4g}"
         samples = len(trace)
         smallest = smallest_epsilon(samples, self.delta)
         if smallest > self.epsilon:

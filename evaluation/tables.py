@@ -1,0 +1,120 @@
+"""The points of an evaluation as tables, for a file and for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from evaluation.results import Plan, Point, Result
+from inference.policies import Policy
+
+CHOSEN_ON = {"val": "chosen on the validation split", "test": "CHOSEN ON THE TEST SPLIT (calibration.split=test)"}
+
+
+def numbers(policy: Policy | None) -> dict[str, Any]:
+    """Name and thresholds of a policy in flat columns: ``policy``, ``threshold_1``, …, ``patience``, ``budget``."""
+    columns: dict[str, Any] = {}
+    for name, value in (policy.describe() if policy else {}).items():
+        if name == "thresholds":
+            each = value if isinstance(value, list) else [value]
+            columns |= {f"threshold_{k}": threshold for k, threshold in enumerate(each, 1)}
+        else:
+            columns[name] = value
+    return columns
+
+
+def shown_points(result: Result) -> list[Point]:
+    """Of a run, what a table has: fixed exits, points chosen one by one, oracles."""
+    return [*result.exits, *result.named, *result.oracles]
+
+
+def table_rows(result: Result, plan: Plan) -> list[dict[str, str]]:
+    """The points to look at, in words: fixed exits, those chosen one by one, and the oracles."""
+    full = result.exits[-1].cost
+    rows = []
+    for point in shown_points(result):
+        name = "full network alone" if point is result.exits[-1] else point.chosen.name
+        row = {"run": result.run.label, "point": name, "thresholds": _thresholds(point)}
+        rows.append({**row, **_cells(point, full, plan), "note": point.chosen.note})
+    return rows
+
+
+def _cells(point: Point, full: float, plan: Plan) -> dict[str, str]:
+    if point.outcome is None:
+        return dict.fromkeys(("accuracy", "minus full", "on val", plan.cost.title, "of full", "share per exit"), "-")
+    return {
+        "accuracy": f"{100 * point.accuracy:.2f} ± {100 * point.error:.2f} %",
+        "minus full": f"{100 * point.gain:+.2f} ± {100 * point.gain_error:.2f}",
+        f"on {plan.split}": "" if math.isnan(point.seen) else f"{100 * point.seen:.2f} %",
+        plan.cost.title: _amount(point.cost),
+        "of full": f"{100 * point.cost / full:.1f} %",
+        "share per exit": " / ".join(f"{100 * share:.1f}" for share in point.shares) + " %",
+    }
+
+
+def _amount(number: float) -> str:
+    return f"{number / 1e9:.3f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
+
+
+def _thresholds(point: Point) -> str:
+    columns = numbers(point.chosen.policy)
+    columns.pop("policy", None)
+    return "" if point.chosen.name.startswith("exit ") else ", ".join(map(_threshold, columns.values()))
+
+
+def _threshold(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if math.isinf(value):
+        return "never"
+    return f"{value:.3g}" if round(value, 3) != 1 or value == 1 else f"1-{1 - value:.1g}"
+
+
+def title(results: Sequence[Result], plan: Plan) -> str:
+    """Data set, samples, and what the points were chosen on."""
+    first = results[0]
+    counts = f"{len(first.test):,} test images"
+    if plan.split == "val":
+        return f"{first.run.config.dataset.name}, {counts}; {CHOSEN_ON['val']} ({len(first.calibration):,} images)"
+    return f"{first.run.config.dataset.name}, {counts}; {CHOSEN_ON['test']}"
+
+
+def markdown(results: Sequence[Result], plan: Plan) -> str:
+    """``table.md``."""
+    table = pd.DataFrame([row for result in results for row in table_rows(result, plan)]).fillna("")
+    text = f"# {title(results, plan)}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
+    series = [result for result in results if result.series]
+    if series:
+        text += f"\nThe {len(series[0].series)} points of the budgeted-batch protocol are in `curve.csv`.\n"
+    return text
+
+
+def printed(results: Sequence[Result], plan: Plan) -> Table:
+    """What fits a terminal of it, its notes below."""
+    notes = dict.fromkeys(f"{p.chosen.name}: {p.chosen.note}" for r in results for p in r.named if p.chosen.note)
+    look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
+    table = Table(title=title(results, plan), caption="\n".join(notes), caption_justify="left", **look)
+    table.add_column("point", max_width=28)
+    for name in ("thresholds", "acc., %", plan.cost.title, "of full", "% leaving"):
+        table.add_column(name, no_wrap=name != "thresholds", justify="right")
+    for result in results:
+        if len(results) > 1:
+            table.add_row(f"[b]{result.run.label}")
+        for row, point in zip(table_rows(result, plan), shown_points(result), strict=True):
+            ends = point in (result.exits[-1], shown_points(result)[-1])
+            table.add_row(row["point"], *_cut(row, plan), " ".join(_rounded(point.shares)), end_section=ends)
+    return table
+
+
+def _cut(row: Mapping[str, str], plan: Plan) -> list[str]:
+    accuracy, share = row["accuracy"].partition(" ±")[0], row["of full"].removesuffix(" %")
+    return [row["thresholds"].replace(", ", " "), accuracy, row[plan.cost.title], share]
+
+
+def _rounded(shares: Sequence[float]) -> list[str]:
+    return [f"{100 * share:.0f}" for share in shares]
