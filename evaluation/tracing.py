@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import Tensor
@@ -86,8 +87,9 @@ class Images:
         self._data: ImageData | None = None
         try:
             self._data = built(node)
-        except (OSError, ValueError) as error:  # no matter where the traces are there
-            self.missing = f"{error}{' root=<folder> says where it is now.' if 'root' in node else ''}"
+        except InstantiationException as error:  # no matter where the traces are there
+            where = " root=<folder> says where it is now." if "root" in node else ""
+            self.missing = f"{error.__cause__}{where}"
 
     @property
     def data(self) -> ImageData:

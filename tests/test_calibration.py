@@ -31,7 +31,6 @@ seeds, shares, kinds = st.integers(0, 10**6), st.floats(0.01, 0.3), st.sampled_f
 
 
 def trace_of(logits: Tensor, labels: Tensor, segments: tuple = (9, 9), heads: tuple = (1, 1)) -> Trace:
-    """Of a network without gates, its ptflops equal to its MACs."""
     costs = NetworkCosts("macs", 0, segments, heads, tuple(range(1, len(segments))))
     parts = (*(torch.tensor(part)[:, None].repeat(1, len(labels)) for part in (segments, heads)), costs)
     return Trace(logits, labels, *(dict.fromkeys(("macs", "ptflops"), part) for part in parts))
@@ -85,7 +84,7 @@ def test_a_policy_may_ask_every_other_sample_for_its_head() -> None:
 
 FAMILIES = [*(kind() for kind in (Confidence, Margin, Entropy, Patience, FixedExit, Never, Budget)),
             Budget(within=Confidence(0.5)), Budget(3 * 10**9, Entropy())]  # fmt: skip
-SURE_AND_WRONG = trace_of(torch.tensor([[[200.0, 0, 0, 0], [5.0, 0, 0, 0]]] * 2), torch.tensor([1, 0]))
+EDGES = trace_of(torch.tensor([[[200.0, 0, 0], [5, 0, 0]], [[0, 0, 0], [0.1, 0, 0]]]), torch.tensor([1, 0]))
 
 
 @given(seed=seeds, policy=st.sampled_from(FAMILIES), exits=st.integers(1, 5), drop=st.sampled_from([0.0, 0.1, 0.3]))
@@ -138,7 +137,8 @@ def test_the_worked_example_of_the_exit_predictor_paper() -> None:
         assert (spent - segments[2] * (exits == 3)).double().mean().item() / 1e6 == pytest.approx(device, abs=5e-4)
 
 
-@given(data=st.data(), seed=seeds, exits=st.integers(1, 4), samples=st.integers(1, 4))
+@settings(max_examples=400)
+@given(data=st.data(), seed=seeds, exits=st.integers(2, 4), samples=st.integers(1, 4))
 def test_no_policy_is_as_accurate_as_the_label_oracle_and_cheaper(data, seed, exits, samples) -> None:
     trace = made_trace(seed, exits, samples, dearest=data.draw(st.sampled_from([3, 10, 100])))
     best, rule = label_oracle(trace), drawn_rule(data, trace, False)
@@ -170,7 +170,7 @@ def test_the_answer_is_the_largest_logit_where_softmax_cannot_tell_it_from_anoth
     assert replay(Never(), trace).prediction.label == trace.correct.all() == 1
 
 
-@pytest.mark.parametrize("trace", [made_trace(0, 3, 500, 1), made_trace(1, 2, 500, 3), SURE_AND_WRONG], ids=len)
+@pytest.mark.parametrize("trace", [made_trace(0, 3, 500, 1), made_trace(1, 2, 500, 3), EDGES], ids=len)
 def test_the_calibration_error_is_torchmetrics_and_that_of_the_reliability_bins(trace: Trace) -> None:
     for logits, error in zip(trace.logits, calibration_errors(trace), strict=True):
         bins, p = reliability(logits, trace.labels), logits.softmax(1)
