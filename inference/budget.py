@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -54,7 +53,7 @@ class Budget(Policy):
     def _whole(self) -> int:
         # torch would compare integers with a float in fp32
         assert self.macs is not None
-        return sys.maxsize if math.isinf(self.macs) else math.floor(self.macs)
+        return math.floor(min(self.macs, 2**62))
 
     def begin(self, images: Tensor | None, state: State) -> None:
         self._inner.begin(images, state)

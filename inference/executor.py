@@ -65,7 +65,8 @@ class Executor:
         self.heads: list[nn.Module] = [*network.heads, network.chain.head]
         self.ends = (*network.taps, len(network.chain.blocks))
         policy.check(self.costs, network.chain.num_classes)
-        if temperatures is not None and (len(temperatures) != network.num_exits or min(temperatures) <= 0):
+        fits = temperatures is None or len(temperatures) == network.num_exits
+        if not fits or not all(0 < temperature < math.inf for temperature in temperatures or ()):
             raise ValueError(f"Expected {network.num_exits} temperatures above 0, one an exit, got {temperatures}.")
 
     @torch.inference_mode()

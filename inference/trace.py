@@ -64,7 +64,13 @@ class Trace:
         return (self.segments[convention] + self.heads[convention]).cumsum(0)
 
     def tempered(self, temperatures: Sequence[float]) -> Trace:
-        """The same with each exit's logits divided by its temperature."""
+        """The same with each exit's logits divided by its temperature.
+
+        Raises:
+            ValueError: another number of temperatures.
+        """
+        if len(temperatures) != self.num_exits:
+            raise ValueError(f"Expected {self.num_exits} temperatures, one an exit, got {list(temperatures)}.")
         divisors = torch.tensor(list(temperatures), dtype=self.logits.dtype)[:, None, None]
         return replace(self, logits=self.logits / divisors)
 
@@ -108,7 +114,7 @@ def record(
     samples = len(labels)
     segments = {name: _each(cost.segments, samples) for name, cost in costs.items()}
     heads = {name: _each(cost.heads, samples) for name, cost in costs.items()}
-    return Trace(stacked, labels, segments, heads, costs, dict(zip(extras, more, strict=False)), about or {})
+    return Trace(stacked, labels, segments, heads, costs, dict(zip(extras, more, strict=True)), about or {})
 
 
 def _each(costs: Sequence[int], samples: int) -> Tensor:
@@ -135,7 +141,8 @@ def write_trace(path: str | Path, trace: Trace) -> None:
     costs = {name: asdict(cost) for name, cost in trace.costs.items()}
     header = json.dumps({"format": FORMAT, "costs": costs, "about": dict(trace.about)})
     with written_aside(path) as file:
-        file.write(save({name: value.contiguous() for name, value in tensors.items()}, {"offramp": header}))
+        # each a copy: safetensors takes no two names for one tensor
+        file.write(save({name: value.clone().contiguous() for name, value in tensors.items()}, {"offramp": header}))
 
 
 def read_trace(path: str | Path) -> Trace:
