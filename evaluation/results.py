@@ -163,7 +163,7 @@ def evaluate(run: TrainedRun, val: Trace, test: Trace, plan: Plan) -> Result:
         run=run,
         calibration=choosing,
         test=test,
-        exits=[_measured(point, test, plan.cost) for point in fixed],
+        exits=[_measured(point, test, plan.cost, choosing) for point in fixed],
         temperatures=scales,
         ece=(ece, calibration_errors(test)),
     )
