@@ -141,7 +141,7 @@ def travel(policy: Policy, way: Way, costs: NetworkCosts, count: int, images: Te
         state = state.rows(index)
         way.keep(index)
     way.require_numbers()
-    return _joined(gone, count)
+    return _joined(gone)
 
 
 class _Checked:
@@ -194,7 +194,7 @@ def _chosen(decision: Decision) -> tuple[bool, Tensor | None]:
     return len(index) > 0, None if len(index) == len(decision) else index
 
 
-def _joined(gone: list[Leaving], count: int) -> Prediction:
+def _joined(gone: list[Leaving]) -> Prediction:
     """Who left where, in the order of the batch."""
     if gone[0].rows is None:
         return _answers(gone[0])
