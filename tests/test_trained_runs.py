@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -119,3 +120,16 @@ def test_runs_are_told_apart(run: Path, tmp_path: Path) -> None:
     light = composed("method/heads=light")
     found = labels(paths, [composed(), light, composed("method=plain")], [True, True, False])
     assert found == ["resnet20 early_exit exit_predictor", "resnet20 early_exit light", "resnet20 plain"]
+
+
+def test_every_policy_and_calibration_of_the_config_can_be_evaluated(run: Path) -> None:
+    policies, calibrations = (sorted((evaluate.CONF / group).glob("*.yaml")) for group in ("policy", "calibration"))
+    assert len(policies) > 6
+    for policy in policies:
+        folder = evaluated(f"run={run}", f"policy={policy.stem}")
+        table = pd.read_csv(folder / "curve.csv")
+        assert set(table[table.point == "candidate"].policy) == {policy.stem}
+    for calibration in calibrations:
+        folder = evaluated(f"run={run}", f"calibration={calibration.stem}", "budget=3e6")
+        points = pd.read_csv(folder / "curve.csv")
+        assert points[points.point == "candidate"]["test/macs"].max() <= 3e6
