@@ -30,9 +30,13 @@ TINY = ["backbone=resnet8", "method=early_exit", "method/heads=light"]
 
 def started(folder: Path, *overrides: str, **options) -> subprocess.Popen:
     command = [sys.executable, "train.py", *SMALL, *TINY, *overrides, f"hydra.run.dir={folder}"]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=plain_environment(), **options
-    )
+    options = {"preexec_fn": _heed_ctrl_c, **options}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": plain_environment()}
+    return subprocess.Popen(command, cwd=ROOT, **options)
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has what it starts in the background ignore it
 
 
 def plain_environment() -> dict[str, str]:
