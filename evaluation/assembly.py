@@ -74,7 +74,7 @@ def results_folder(cfg: DictConfig, runs: Sequence[TrainedRun], now: datetime.da
     folder = Path("evaluations") / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S")
     if len(runs) == 1:
         folder = runs[0].path / "evaluation"
-    if cfg.folder != "auto":
+    if cfg.folder not in (None, "auto"):
         folder = Path(str(cfg.folder)).expanduser()
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         folder /= str(HydraConfig.get().job.num)

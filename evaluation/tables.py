@@ -64,7 +64,9 @@ def _amount(number: float) -> str:
 def _thresholds(point: Point) -> str:
     columns = numbers(point.chosen.policy)
     columns.pop("policy", None)
-    return "" if point.chosen.name.startswith("exit ") else ", ".join(map(_threshold, columns.values()))
+    budget = columns.pop("budget", None)
+    texts = [*map(_threshold, columns.values()), *([] if budget is None else [f"≤ {_amount(budget)}"])]
+    return "" if point.chosen.name.startswith("exit ") else ", ".join(texts)
 
 
 def _threshold(value: Any) -> str:

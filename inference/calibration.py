@@ -110,7 +110,7 @@ class BudgetedBatch:
     def __call__(self, policy: Policy, trace: Trace, seen: Curve) -> list[OperatingPoint]:
         rule = policy.within if isinstance(policy, Budget) else policy
         if not isinstance(rule, Thresholds) or (isinstance(policy, Budget) and policy.macs is None):
-            note = f"needs a policy with thresholds (confidence, margin, entropy), not {policy.name}"
+            note = f"needs a policy with thresholds (confidence, margin, entropy), not {(rule or policy).name}"
             return [OperatingPoint("budgeted batch", None, note)]
         qs = [i / 20 for i in range(1, self.points + 1)]
         return [
