@@ -160,7 +160,7 @@ def staying_table(network: EarlyExitNetwork) -> Table:
 def half_table(network: EarlyExitNetwork, memory: str) -> Table:
     """A batch of which half leaves at exit 1, against the backbone alone.
 
-    ``by hand`` is the least it can take: the same without an executor, each image's exit known before. earlyon lets a
+    ``by hand`` is the same without an executor, the batch in one piece, each image's exit known before. earlyon lets a
     batch go only as a whole.
     """
     images, rule, chain, tap = random_images(), Confidence(), network.chain, network.taps[0]

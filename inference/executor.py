@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from costs.network import NetworkCosts, network_costs
 from inference.policies import Decision, Policy, State
 from networks.exits import EarlyExitNetwork
+
+CACHE = 2**22  # bytes
+LEAST_PIECE = 32  # images
 
 
 class Prediction(NamedTuple):
@@ -46,8 +50,9 @@ class Executor:
     """Executes one policy on one network; what is not needed is not computed.
 
     At an exit the samples that leave are taken out of the batch and the rest go on as a smaller one. A head is
-    computed for the samples that the policy wants it for. A batch of one is never indexed. Runs where the network is,
-    in the precision of the surrounding ``torch.autocast``; scores are taken in fp32.
+    computed for the samples that the policy wants it for. A batch of one is never indexed. A processor takes a large
+    batch in pieces that fit its cache. Runs where the network is, in the precision of the surrounding
+    ``torch.autocast``; scores are taken in fp32.
 
     Args:
         network: put into eval mode.
@@ -64,6 +69,7 @@ class Executor:
         self.costs = network_costs(network)
         self.heads: list[nn.Module] = [*network.heads, network.chain.head]
         self.ends = (*network.taps, len(network.chain.blocks))
+        self.pieces = [_piece(network, start, end) for start, end in pairwise((0, *self.ends))]
         policy.check(self.costs, network.chain.num_classes)
         fits = temperatures is None or len(temperatures) == network.num_exits
         if not fits or not all(0 < temperature < math.inf for temperature in temperatures or ()):
@@ -79,6 +85,12 @@ class Executor:
         return travel(self.policy, NetworkWay(self, images), self.costs, len(images), images)
 
 
+def _piece(network: EarlyExitNetwork, start: int, end: int) -> int:
+    """How many images at a time a processor takes from one tap to another: as many as its cache holds features of."""
+    largest = max(math.prod(shape) for shape in network.chain.tap_shapes()[start : end + 1])
+    return max(LEAST_PIECE, CACHE // (4 * largest))
+
+
 class NetworkWay:
     """The samples' features on their way along a network."""
 
@@ -87,8 +99,13 @@ class NetworkWay:
         self.at: int | None = None
 
     def advance(self, k: int) -> int:
-        end = self.executor.ends[k - 1]
-        self.feature = self.executor.network.chain.run(self.feature, self.at, end)
+        x, end, piece = self.feature, self.executor.ends[k - 1], self.executor.pieces[k - 1]
+        run = self.executor.network.chain.run
+        if len(x) > piece and x.device.type == "cpu":
+            parts = x.tensor_split(-(-len(x) // piece))
+            self.feature = torch.cat([run(part, self.at, end) for part in parts])
+        else:
+            self.feature = run(x, self.at, end)
         self.at = end
         return self.executor.costs.segments[k - 1]
 

@@ -166,7 +166,7 @@ def test_executor_replay_and_a_plain_loop_agree(case: str, data, seed: int, coun
         trace = record(network, zip(images.split(5), labels.split(5), strict=True)).tempered(temperatures)
         rule = drawn_rule(data, trace, "ties" in case)
         executor, costs = Executor(network, rule.policy(), temperatures), trace.costs["macs"]
-        ran = rows_run(network)
+        ran, executor.pieces = rows_run(network), [data.draw(st.integers(1, 18))] * len(executor.pieces)
         walked = [walk(rule, costs, stops(network, costs, image, temperatures)) for image in images]
         needed = Counter(ran)
         together = executor(images)
