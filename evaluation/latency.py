@@ -19,7 +19,7 @@ from inference.executor import Executor
 from inference.policies import Never
 
 SIZES = (1, 128)
-SINGLES, BATCHES, ROUNDS = 64, 2, 3
+SINGLES, BATCHES, ROUNDS = 64, 1, 5
 APART = 0.02  # of the full network's cost
 
 
