@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
 
-from running.command_line import Refused, refusing_bad_input, run_main
+from running.command_line import Refused, quiet_libraries, refusing_bad_input, run_main
 from running.interruption import Stopped, end_stopped, stop, stopping
 
 if TYPE_CHECKING:
@@ -42,9 +40,7 @@ def evaluate(cfg: DictConfig) -> Path:
     Raises:
         Refused: for what cannot be evaluated, before any data is read; for what goes wrong with the data, when it does.
     """
-    # torchvision and fvcore still script functions when they are imported; matplotlib tells of its fonts
-    warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", FutureWarning)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    quiet_libraries()
     # imported here, so that --help and --cfg job need not wait for torch
     from rich.console import Console
 

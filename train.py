@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig
 
-from running.command_line import refusing_bad_input, run_main
+from running.command_line import quiet_libraries, refusing_bad_input, run_main
 from running.interruption import is_first
 from running.jobs import run_job
 
@@ -38,9 +36,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         Refused: for what cannot be run, before any data is read; for what goes wrong with the data, the disk or the
             loss, when it does.
     """
-    # torchvision and fvcore still script functions when they are imported; matplotlib tells of its fonts
-    warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", FutureWarning)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    quiet_libraries()
     # imported here, so that --help and --cfg job need not wait for torch
     from rich.console import Console
 

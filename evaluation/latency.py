@@ -44,19 +44,20 @@ def measured(result: Result, plan: Plan, images: Images, machine: Machine) -> Ti
     early head) takes turns with each, so that a machine whose speed drifts slows both; the fastest of a few rounds
     counts.
     """
-    run, curve = result.run, result.curve
+    run, curve, costs = result.run, result.curve, result.test.costs["macs"]
     rows = []
     if curve is not None:
-        rows = _spaced(result.front.tolist(), curve.costs["macs"], APART * result.test.costs["macs"].backbone)
+        rows = _spaced(result.front.tolist(), curve.costs["macs"], APART * costs.backbone)
     batches = {
         1: images.spread(SINGLES, machine.device).split(1),
         128: images.spread(BATCHES * 128, machine.device).split(128),
     }
-    full = Executor(run.network, Never())
+    full = Executor(run.network, Never(), costs=costs)
     points, fulls = {}, _timed([full], batches, machine)
     for row in track(rows, f"Timing {run.label}", transient=True, disable=not sys.stdout.isatty()):
         assert curve is not None
-        executor = Executor(run.network, plan.policy.at(curve.values[row].tolist()), list(result.temperatures))
+        policy = plan.policy.at(curve.values[row].tolist())
+        executor = Executor(run.network, policy, list(result.temperatures), costs)
         point, other = _timed([executor, full], batches, machine)
         points[row] = Latency(point, {size: other[size] / point[size] for size in SIZES})
         fulls.append(other)

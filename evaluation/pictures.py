@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from evaluation.analysis import depth_correlation, disagreements
 from evaluation.latency import Times
@@ -16,6 +17,7 @@ from evaluation.tables import title
 from figures.confidence import ExitConfidence, confidence_figure, difficulty_figure, disagreement_figure
 from figures.look import save
 from figures.tradeoff import RunCurve, latency_figure, shares_figure, tradeoff_figure
+from inference.replay import Curve
 from inference.temperature import reliability
 
 
@@ -40,10 +42,9 @@ def _of_run(result: Result, plan: Plan) -> Iterator[tuple[str, Figure]]:
     test, label = result.test, result.run.label
     label += ", thresholds chosen on the test split" if plan.split == "test" else ""
     if result.curve is not None and len(result.front) > 1:
-        costs = plan.cost.factor * result.curve.costs[plan.cost.convention][result.front]
-        order = costs.argsort()
-        shares = result.curve.shares[result.front][order].tolist()
-        yield "shares", shares_figure(costs[order].tolist(), shares, plan.cost.title, f"{label}: where images leave")
+        costs, rows = _front(result.curve, result, plan)
+        shares = result.curve.shares[rows].tolist()
+        yield "shares", shares_figure(costs, shares, plan.cost.title, f"{label}: where images leave")
     yield "confidence", confidence_figure(_confidences(result), f"{label}: how sure and how right each exit is")
     overthought, needed = (table.numpy() for table in disagreements(test))
     classes = list(result.run.config.images.classes)
@@ -54,11 +55,18 @@ def _of_run(result: Result, plan: Plan) -> Iterator[tuple[str, Figure]]:
     yield from _difficulties(result)
 
 
+def _front(curve: Curve, result: Result, plan: Plan) -> tuple[list[float], Tensor]:
+    """Costs on the plan's axis, rising, and rows of the curve."""
+    costs = plan.cost.factor * curve.costs[plan.cost.convention][result.front]
+    order = costs.argsort()
+    return costs[order].tolist(), result.front[order]
+
+
 def _run_curve(result: Result, plan: Plan) -> RunCurve:
     front = []
     if result.curve is not None:
-        costs = plan.cost.factor * result.curve.costs[plan.cost.convention][result.front]
-        front = sorted(zip(costs.tolist(), result.curve.accuracy[result.front].tolist(), strict=True))
+        costs, rows = _front(result.curve, result, plan)
+        front = list(zip(costs, result.curve.accuracy[rows].tolist(), strict=True))
     chosen = {point.chosen.name: _place(point) for point in result.named if point.outcome is not None}
     oracles = {point.chosen.name: _place(point) for point in result.oracles}
     series = [_place(point) for point in result.series]

@@ -165,7 +165,7 @@ def evaluate(run: TrainedRun, val: Trace, test: Trace, plan: Plan) -> Result:
         test=test,
         exits=[_measured(point, test, plan.cost, choosing) for point in fixed],
         temperatures=scales,
-        ece=(ece, calibration_errors(test)),
+        ece=(ece, calibration_errors(test) if plan.temperature else ece),
     )
     return _with_early_exits(result, plan) if test.num_exits > 1 else result
 
@@ -176,7 +176,6 @@ def _with_early_exits(result: Result, plan: Plan) -> Result:
     seen = curve(policy, values, choosing)
     chosen: list[OperatingPoint] = []
     if plan.is_point:
-        policy.check(test.costs["macs"], test.num_classes)
         chosen.append(OperatingPoint("as given", policy))
     for calibration in plan.calibrations.values():
         chosen += calibration(policy, choosing, seen)
@@ -190,12 +189,10 @@ def _with_early_exits(result: Result, plan: Plan) -> Result:
     return replace(result, oracles=_oracles(result, plan.cost))
 
 
-def _measured(point: OperatingPoint, test: Trace, cost: Cost, choosing: Trace | None = None) -> Point:
+def _measured(point: OperatingPoint, test: Trace, cost: Cost, choosing: Trace) -> Point:
     if point.policy is None:
         return Point(point, None)
     measured = _point(point, replay(point.policy, test), test, cost)
-    if choosing is None:
-        return measured
     labels = replay(point.policy, choosing).prediction.label
     return replace(measured, seen=(labels == choosing.labels).double().mean().item())
 
@@ -218,8 +215,6 @@ def _point(chosen: OperatingPoint, outcome: Outcome, test: Trace, cost: Cost) ->
 
 
 def _oracles(result: Result, cost: Cost) -> list[Point]:
-    if not result.adaptive:
-        return []
     policy = result.shown.chosen.policy
     assert policy is not None
     foreseen = OperatingPoint("oracle of the policy", None, f"“{result.shown.chosen.name}”, one head paid")

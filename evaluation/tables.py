@@ -46,7 +46,8 @@ def table_rows(result: Result, plan: Plan) -> list[dict[str, str]]:
 
 def _cells(point: Point, full: float, plan: Plan) -> dict[str, str]:
     if point.outcome is None:
-        return dict.fromkeys(("accuracy", "minus full", "on val", plan.cost.title, "of full", "share per exit"), "-")
+        columns = ("accuracy", "minus full", f"on {plan.split}", plan.cost.title, "of full", "share per exit")
+        return dict.fromkeys(columns, "-")
     return {
         "accuracy": f"{100 * point.accuracy:.2f} ± {100 * point.error:.2f} %",
         "minus full": f"{100 * point.gain:+.2f} ± {100 * point.gain_error:.2f}",
@@ -107,16 +108,14 @@ def printed(results: Sequence[Result], plan: Plan) -> Table:
     for result in results:
         if len(results) > 1:
             table.add_row(f"[b]{result.run.label}")
-        for row, point in zip(table_rows(result, plan), shown_points(result), strict=True):
-            ends = point in (result.exits[-1], shown_points(result)[-1])
-            table.add_row(row["point"], *_cut(row, plan), " ".join(_rounded(point.shares)), end_section=ends)
+        points = shown_points(result)
+        for row, point in zip(table_rows(result, plan), points, strict=True):
+            shares = " ".join(f"{100 * share:.0f}" for share in point.shares)
+            ends = point is result.exits[-1] or point is points[-1]
+            table.add_row(row["point"], *_cut(row, plan), shares, end_section=ends)
     return table
 
 
 def _cut(row: Mapping[str, str], plan: Plan) -> list[str]:
     accuracy, share = row["accuracy"].partition(" ±")[0], row["of full"].removesuffix(" %")
     return [row["thresholds"].replace(", ", " "), accuracy, row[plan.cost.title], share]
-
-
-def _rounded(shares: Sequence[float]) -> list[str]:
-    return [f"{100 * share:.0f}" for share in shares]

@@ -83,7 +83,7 @@ class Images:
                 raise ValueError(f"Expected batch_size to be a whole number of at least 1, got {batch_size}.")
             node.eval_batch_size = batch_size
         self.classes, self.shape = list(config.images.classes), list(config.images.shape)
-        self.node, self.missing = node, ""
+        self.missing = ""
         self._data: ImageData | None = None
         try:
             self._data = built(node)
@@ -133,10 +133,10 @@ class Images:
 
 def images_of(runs: Sequence[TrainedRun], root: str | None, batch_size: int | None) -> list[Images]:
     """The data set of each run; runs that split and prepare it alike share one."""
-    shared: dict[str, Images] = {}
-    return [
-        shared.setdefault(OmegaConf.to_yaml(run.config.dataset), Images(run.config, root, batch_size)) for run in runs
-    ]
+    keys = [OmegaConf.to_yaml(run.config.dataset) for run in runs]
+    apart = {key: run.config for key, run in zip(keys, runs, strict=True)}
+    shared = {key: Images(config, root, batch_size) for key, config in apart.items()}
+    return [shared[key] for key in keys]
 
 
 def trace(run: TrainedRun, split: Split, images: Images, machine: Machine, again: bool = False) -> Trace:

@@ -9,12 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.look import ADAPTIVE, INK, PALE, dress, shades, sheet
+from figures.look import ADAPTIVE, INK, PALE, dress, sheet, stack_exits
 
 COLUMNS = 4  # of a figure with a panel an exit
 MOST_CLASSES, MOST_EXITS = 20, 6
 RIGHT, WRONG = "#0072b2", ADAPTIVE  # blue and vermilion, told apart by the colour-blind
-ON_DARK = "white"
 
 
 class ExitConfidence(NamedTuple):
@@ -38,8 +37,7 @@ def confidence_figure(exits: Sequence[ExitConfidence], title: str) -> Figure:
     """For each exit a histogram of its confidence, right and wrong apart, and below it the reliability diagram."""
     columns = min(COLUMNS, len(exits))
     rows = -(-len(exits) // columns)
-    figure = sheet(1 + 4.2 * rows)
-    figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold", fontsize=11)
+    figure = sheet(1 + 4.2 * rows, title)
     grid = figure.subplots(2 * rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
@@ -88,8 +86,7 @@ def disagreement_figure(overthought: np.ndarray, needed: np.ndarray, classes: Se
     order = np.sort(order)[::-1] if len(classes) <= MOST_CLASSES else order[::-1]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = sheet(0.9 + rows * (0.9 + 0.24 * len(order)))
-    figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold", fontsize=11)
+    figure = sheet(0.9 + rows * (0.9 + 0.24 * len(order)), title)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
@@ -123,8 +120,7 @@ def difficulty_figure(
             is right, whether the last exit is.
         name: of the number.
     """
-    figure = sheet(4.4)
-    figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold", fontsize=11)
+    figure = sheet(4.4, title)
     accuracies, places = figure.subplots(1, 2)
     bins = np.array_split(np.argsort(difficulty, kind="stable"), min(10, len(difficulty)))
     middle = [difficulty[rows].mean() for rows in bins]
@@ -138,9 +134,6 @@ def difficulty_figure(
     dress(accuracies, name, "accuracy, %")
     exits = range(1, int(exit.max()) + 1)
     shares = [[100 * (exit[rows] == k).mean() for rows in bins] for k in exits]
-    places.stackplot(middle, *shares, colors=shades(len(exits)), labels=[f"exit {k}" for k in exits], linewidth=0)
-    places.margins(0)
+    stack_exits(places, middle, shares)
     dress(places, name, "share of the images leaving there, %")
-    named = places.get_legend_handles_labels()
-    figure.legend(*named, loc="outside right center", frameon=False, labelcolor=INK, reverse=True)
     return figure

@@ -23,11 +23,22 @@ OUTLINE = [withStroke(linewidth=2.5, foreground="white")]
 Point = tuple[float, float]
 
 
-def sheet(height: float) -> Figure:
-    """An empty figure, 9.6 inches wide and so many high."""
+def sheet(height: float, title: str = "", size: float = 11) -> Figure:
+    """An empty figure, 9.6 inches wide and so many high, with a title of this font size."""
     figure = Figure(figsize=(9.6, height))
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold", fontsize=size)
     return figure
+
+
+def stack_exits(axes: Axes, x: Sequence[float], shares: Sequence[Sequence[float]]) -> None:
+    """Shares of the exits over ``x``, a sequence an exit, stacked, with a legend beside."""
+    names = [f"exit {k}" for k in range(1, len(shares) + 1)]
+    axes.stackplot(x, *shares, colors=shades(len(shares)), labels=names, linewidth=0)
+    axes.margins(0)
+    handles = axes.get_legend_handles_labels()
+    axes.figure.legend(*handles, loc="outside right center", frameon=False, labelcolor=INK, reverse=True)
 
 
 def shades(count: int) -> list[Any]:

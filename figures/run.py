@@ -46,8 +46,7 @@ def exit_figure(metrics: Mapping[str, float], title: str) -> Figure:
         metrics: what ``exit_rows`` takes.
     """
     *exits, adaptive = exit_rows(metrics)
-    figure = sheet(4.4)
-    figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold")
+    figure = sheet(4.4, title, size=12)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     colours = shades(len(exits))
     unit, name = (1e9, "G") if adaptive.macs >= 1e9 else (1e6, "M")

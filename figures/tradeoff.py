@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.look import INK, PALE, Point, dress, shades, sheet
+from figures.look import INK, PALE, Point, dress, shades, sheet, stack_exits
 
 # of the points that are chosen, in the order they come
 CHOSEN = ("*", "D", "P", "X", "v")
@@ -45,14 +45,13 @@ def tradeoff_figure(curves: Sequence[RunCurve], axis: str, title: str) -> Figure
         axis: what the cost is, such as ``MACs``.
         title: with the data set and the split that the points were chosen on.
     """
-    figure = sheet(5.4)
+    figure = sheet(5.4, title)
     axes = figure.subplots()
     unit, prefix = _unit(max(curve.full[0] for curve in curves))
     markers = {name: CHOSEN[i % len(CHOSEN)] for i, name in enumerate(_names(curves))}
     for i, (curve, colour) in enumerate(zip(curves, shades(len(curves)), strict=True)):
         _draw(axes, curve, {"color": colour, "linestyle": LINES[i % len(LINES)], "linewidth": 1.8}, unit, markers)
     dress(axes, f"{axis} per image{f', {prefix}' if prefix else ''}", "accuracy on all test images, %")
-    figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold", fontsize=11)
     axes.margins(0.04)
     figure.legend(handles=_legend(curves, markers), loc="outside right center", frameon=False, labelcolor=INK)
     return figure
@@ -109,20 +108,16 @@ def shares_figure(costs: Sequence[float], shares: Sequence[Sequence[float]], axi
         shares: of the images, a row a point, a column an exit.
         axis: what the cost is.
     """
-    figure = sheet(4.4)
+    figure = sheet(4.4, title)
     axes = figure.subplots()
     unit, prefix = _unit(max(costs))
     columns = [[100 * share for share in column] for column in zip(*shares, strict=True)]
-    names = [f"exit {k}" for k in range(1, len(columns) + 1)]
-    axes.stackplot([cost / unit for cost in costs], *columns, colors=shades(len(columns)), labels=names, linewidth=0)
-    axes.margins(0)
+    stack_exits(axes, [cost / unit for cost in costs], columns)
     dress(
         axes,
         f"{axis} per image of the operating point{f', {prefix}' if prefix else ''}",
         "share of the test images leaving there, %",
     )
-    figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold", fontsize=11)
-    figure.legend(loc="outside right center", frameon=False, labelcolor=INK, reverse=True)
     return figure
 
 
@@ -133,8 +128,7 @@ def latency_figure(times: Mapping[int, Sequence[Point]], full: Mapping[int, Poin
         times: by batch size, (time as a share of the full network's, accuracy) of the points of the front.
         full: by batch size, (milliseconds an image, accuracy) of the backbone and its own head alone.
     """
-    figure = sheet(4.4)
-    figure.suptitle(title, x=0.012, ha="left", color=INK, fontweight="bold", fontsize=11)
+    figure = sheet(4.4, title)
     panels = figure.subplots(1, len(times), sharey=True, squeeze=False)[0]
     for i, (axes, (size, points)) in enumerate(zip(panels, times.items(), strict=True)):
         milliseconds, accuracy = full[size]

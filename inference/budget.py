@@ -66,9 +66,7 @@ class Budget(Policy):
         return self._halts(k, state) | self._inner.leaves(k, logits, state)
 
     def candidates(self, trace: Trace, points: int) -> Tensor:
-        if self.macs is None:
-            return self.sequence(trace.num_classes, trace.costs["macs"]).flip(0)
-        return self._inner.candidates(trace, points)
+        return super().candidates(trace, points) if self.macs is None else self._inner.candidates(trace, points)
 
     def sequence(self, num_classes: int, costs: NetworkCosts) -> Tensor:
         if self.macs is not None:

@@ -112,9 +112,11 @@ class BudgetedBatch:
         if not isinstance(rule, Thresholds) or (isinstance(policy, Budget) and policy.macs is None):
             note = f"needs a policy with thresholds (confidence, margin, entropy), not {(rule or policy).name}"
             return [OperatingPoint("budgeted batch", None, note)]
+        scores = rule.scores(trace)
         qs = [i / 20 for i in range(1, self.points + 1)]
         return [
-            OperatingPoint(f"budgeted batch, q = {q:.2f}", policy.at(rule.quantiles(trace, q)), series=True) for q in qs
+            OperatingPoint(f"budgeted batch, q = {q:.2f}", policy.at(rule.quantiles(scores, q)), series=True)
+            for q in qs
         ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from costs.network import NetworkCosts, network_costs
 from inference.policies import Decision, Policy, State
+from networks.chain import Shape
 from networks.exits import EarlyExitNetwork
 
 CACHE = 2**22  # bytes
@@ -58,18 +60,26 @@ class Executor:
         network: put into eval mode.
         policy: with its thresholds.
         temperatures: of each exit's logits, N numbers; None for 1.
+        costs: of the network in MACs, where they are counted already.
 
     Raises:
         ValueError: a policy or temperatures that do not fit the network.
     """
 
-    def __init__(self, network: EarlyExitNetwork, policy: Policy, temperatures: list[float] | None = None):
+    def __init__(
+        self,
+        network: EarlyExitNetwork,
+        policy: Policy,
+        temperatures: list[float] | None = None,
+        costs: NetworkCosts | None = None,
+    ):
         self.network = network.eval()
         self.policy, self.temperatures = policy, temperatures
-        self.costs = network_costs(network)
+        self.costs = costs or network_costs(network)
         self.heads: list[nn.Module] = [*network.heads, network.chain.head]
         self.ends = (*network.taps, len(network.chain.blocks))
-        self.pieces = [_piece(network, start, end) for start, end in pairwise((0, *self.ends))]
+        shapes = network.chain.tap_shapes()
+        self.pieces = [_piece(shapes[start : end + 1]) for start, end in pairwise((0, *self.ends))]
         policy.check(self.costs, network.chain.num_classes)
         fits = temperatures is None or len(temperatures) == network.num_exits
         if not fits or not all(0 < temperature < math.inf for temperature in temperatures or ()):
@@ -85,9 +95,9 @@ class Executor:
         return travel(self.policy, NetworkWay(self, images), self.costs, len(images), images)
 
 
-def _piece(network: EarlyExitNetwork, start: int, end: int) -> int:
-    """How many images at a time a processor takes from one tap to another: as many as its cache holds features of."""
-    largest = max(math.prod(shape) for shape in network.chain.tap_shapes()[start : end + 1])
+def _piece(shapes: Sequence[Shape]) -> int:
+    """How many images at a time a processor takes through features of these shapes: as many as its cache holds."""
+    largest = max(map(math.prod, shapes))
     return max(LEAST_PIECE, CACHE // (4 * largest))
 
 

@@ -82,13 +82,13 @@ class Policy:
         raise NotImplementedError
 
     def candidates(self, trace: Trace, points: int) -> Tensor:
-        """Values (P, D) float64, each row an operating point for ``at``: the family's range, seen on a trace.
+        """Values (P, D) float64, each row an operating point for ``at``: the family's range, by default its sequence.
 
         Args:
             trace: gives the scores that thresholds are laid between.
             points: how many, about.
         """
-        return torch.empty(1, 0, dtype=torch.float64)
+        return self.sequence(trace.num_classes, trace.costs["macs"]).flip(0)
 
     def sequence(self, num_classes: int, costs: NetworkCosts) -> Tensor:
         """Values (P, D) from the most careful to the least, fixed without a look at any data."""
@@ -124,9 +124,6 @@ class FixedExit(Policy):
 
     def leaves(self, k: int, logits: Tensor, state: State) -> Decision:
         return True
-
-    def candidates(self, trace: Trace, points: int) -> Tensor:
-        return self.sequence(trace.num_classes, trace.costs["macs"]).flip(0)
 
     def sequence(self, num_classes: int, costs: NetworkCosts) -> Tensor:
         return torch.arange(len(costs.heads), 0, -1, dtype=torch.float64)[:, None]
@@ -177,9 +174,6 @@ class Patience(Policy):
         state.memory.update(label=label, agreed=agreed)
         assert self.patience is not None
         return agreed >= self.patience
-
-    def candidates(self, trace: Trace, points: int) -> Tensor:
-        return self.sequence(trace.num_classes, trace.costs["macs"]).flip(0)
 
     def sequence(self, num_classes: int, costs: NetworkCosts) -> Tensor:
         return torch.arange(max(1, len(costs.heads) - 1), 0, -1, dtype=torch.float64)[:, None]

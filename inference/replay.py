@@ -43,7 +43,7 @@ class TraceWay:
     """What a trace remembers of the samples' way."""
 
     def __init__(self, trace: Trace):
-        self.trace, self.k = trace, 0
+        self.trace = trace
         self.rows = torch.arange(len(trace))
         self.computed = torch.zeros(trace.num_exits, len(trace), dtype=torch.bool)
 
@@ -126,11 +126,11 @@ def _threshold_sums(rule: Thresholds, values: Tensor, trace: Trace, longest: Out
     worth = _worth(trace, end, longest.heads)
     sums = worth.sum(0).repeat(len(values), 1)
     early = []
-    for k in range(1, trace.num_exits):
+    for k, score in enumerate(rule.scores(trace), start=1):
         may = longest.heads[k - 1] & (end > k)
         heads = longest.heads & (torch.arange(trace.num_exits) < k)[:, None]
         gain = _worth(trace, torch.full((samples,), k), heads) - worth
-        early.append((may, rule.score(trace.logits[k - 1]), gain))
+        early.append((may, score, gain))
     thresholds = values.float()
     step = max(1, BLOCK // samples)
     for start in range(0, len(values), step):

@@ -28,6 +28,7 @@ class Thresholds(Policy):
     """
 
     thresholds: float | Sequence[float] | None = None
+    span: ClassVar[tuple[float, float]] = (0.0, 1.0)  # of a threshold, besides never
     never: ClassVar[float] = math.inf  # a threshold that no score passes
     lower_is_better: ClassVar[bool] = False
 
@@ -38,10 +39,6 @@ class Thresholds(Policy):
     def passes(self, score: Tensor, threshold: Tensor | float) -> Tensor:
         """Whether a score is enough to leave, element by element."""
         return score >= threshold
-
-    def range(self, num_classes: int) -> tuple[float, float]:
-        """Lowest and highest score there is."""
-        return 0.0, 1.0
 
     def each(self, exits: int) -> list[float]:
         """The threshold of each early exit of a network with so many exits.
@@ -61,7 +58,7 @@ class Thresholds(Policy):
         return [float(threshold) for threshold in each]
 
     def check(self, costs: NetworkCosts, num_classes: int) -> None:
-        low, high = self.range(num_classes)
+        low, high = self.span
         for threshold in self.each(len(costs.heads)):
             if not (low <= threshold <= high or threshold == self.never):
                 also = "" if low <= self.never <= high else f" (or {self.never}, never to leave there)"
@@ -85,9 +82,10 @@ class Thresholds(Policy):
             return torch.empty(1, 0, dtype=torch.float64)
         shared = self.sequence(trace.num_classes, trace.costs["macs"])
         shared = shared[:: max(1, 8 * len(shared) // points)]  # row 0 is never to leave
-        budgeted = [self.quantiles(trace, 10**x) for x in torch.linspace(-1.3, 1.3, min(53, points)).tolist()]
+        scores = self.scores(trace)
+        budgeted = [self.quantiles(scores, 10**x) for x in torch.linspace(-1.3, 1.3, min(53, points)).tolist()]
         levels = math.floor(round(points ** (1 / early), 9))
-        columns = [self._levels(self.score(logits), max(levels, 4)) for logits in trace.logits[:-1]]
+        columns = [self._levels(score, max(levels, 4)) for score in scores]
         if levels >= 4:
             grid = torch.cartesian_prod(*columns).view(-1, early)
         else:
@@ -96,15 +94,23 @@ class Thresholds(Policy):
             grid = torch.stack(drawn, 1)
         return torch.cat([shared, torch.tensor(budgeted, dtype=torch.float64), grid])
 
-    def quantiles(self, trace: Trace, q: float) -> list[float]:
-        """Thresholds with which shares of the samples proportional to q^k leave at exit k, by their rank."""
-        shares = torch.tensor([q**k for k in range(1, trace.num_exits + 1)], dtype=torch.float64)
+    def scores(self, trace: Trace) -> list[Tensor]:
+        """Of each early exit, (samples,); exit by exit, since the logits of all may fill the memory."""
+        return [self.score(logits) for logits in trace.logits[:-1]]
+
+    def quantiles(self, scores: Sequence[Tensor], q: float) -> list[float]:
+        """Thresholds with which shares of the samples proportional to q^k leave at exit k, by their rank.
+
+        Args:
+            scores: of each early exit, (samples,).
+        """
+        samples = len(scores[0]) if scores else 0
+        shares = torch.tensor([q**k for k in range(1, len(scores) + 2)], dtype=torch.float64)
         # a little more, since 3 may come out as 2.9999999999999996
-        counts = (shares / shares.sum() * len(trace) + 1e-9).floor().long().tolist()
-        there = torch.ones(len(trace), dtype=torch.bool)
+        counts = (shares / shares.sum() * samples + 1e-9).floor().long().tolist()
+        there = torch.ones(samples, dtype=torch.bool)
         thresholds = []
-        for logits, count in zip(trace.logits[:-1], counts, strict=False):
-            score = self.score(logits)
+        for score, count in zip(scores, counts, strict=False):
             thresholds.append(self.passed_by(score[there], count))
             there &= ~self.passes(score, thresholds[-1])
         return thresholds
@@ -173,6 +179,7 @@ class Entropy(Thresholds):
     """Leaves when the entropy of the softmax, in nats, is below the threshold (hybrid-network paper, algorithm 1)."""
 
     name = "entropy"
+    span: ClassVar[tuple[float, float]] = (0.0, math.inf)  # above ln C everybody leaves
     never: ClassVar[float] = 0.0
     lower_is_better: ClassVar[bool] = True
 
@@ -181,9 +188,6 @@ class Entropy(Thresholds):
 
     def passes(self, score: Tensor, threshold: Tensor | float) -> Tensor:
         return score < threshold
-
-    def range(self, num_classes: int) -> tuple[float, float]:
-        return 0.0, math.inf  # above ln C everybody leaves
 
     def _just_passed(self, score: Tensor) -> Tensor:
         return score.nextafter(torch.tensor(math.inf))

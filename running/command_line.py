@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import errno
+import logging
 import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +58,13 @@ def _reason(error: BaseException) -> str:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return _one_line(str(error))
+
+
+def quiet_libraries() -> None:
+    """Silences what libraries say of themselves when they are imported or first used."""
+    # torchvision and fvcore still script functions when they are imported; matplotlib tells of its fonts
+    warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", FutureWarning)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 def run_main(main: Callable[[], None], conf: Path = CONF) -> None:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import evaluate
 import train
 from evaluation.runs import find_runs, labels, load_runs
 from running.command_line import Refused
+from tests import test_evaluate
 from tests.cases import SMALL
 from tests.conftest import MakeFolder, composed
 
-
-def evaluated(*overrides: str) -> Path:
-    with initialize_config_dir(str(evaluate.CONF), version_base="1.3"):
-        return evaluate.evaluate(compose("evaluate", overrides=["points=9", *overrides]))
+evaluated = partial(test_evaluate.evaluated, "points=9")
 
 
 @pytest.fixture
