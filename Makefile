@@ -20,6 +20,7 @@ bench: $(READY)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[bench]'
 	$(PY) -W ignore::FutureWarning -m benchmarks.training_loop
 	$(PY) -W ignore::FutureWarning -m benchmarks.early_exits
+	$(PY) -W ignore::FutureWarning -m benchmarks.exit_predictor
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -13,6 +13,7 @@ from running.command_line import Refused, quiet_libraries, refusing_bad_input, r
 from running.interruption import Stopped, end_stopped, stop, stopping
 
 if TYPE_CHECKING:
+    from evaluation.on_device import Comparison
     from evaluation.results import Plan, Result
     from evaluation.tracing import Images, Machine
 
@@ -44,7 +45,8 @@ def evaluate(cfg: DictConfig) -> Path:
     # imported here, so that --help and --cfg job need not wait for torch
     from rich.console import Console
 
-    from evaluation.assembly import build_plan, check, results_folder
+    from evaluation.assembly import build_plan, build_settings, check, results_folder
+    from evaluation.on_device import compare
     from evaluation.results import evaluate as evaluated
     from evaluation.runs import find_runs, load_runs
     from evaluation.tables import printed
@@ -54,7 +56,7 @@ def evaluate(cfg: DictConfig) -> Path:
 
     keep_freed_memory()
     with refusing_bad_input():
-        plan, machine = build_plan(cfg), Machine(cfg.accelerator, cfg.precision)
+        plan, settings, machine = build_plan(cfg), build_settings(cfg), Machine(cfg.accelerator, cfg.precision)
         runs = load_runs(find_runs(cfg.run, cfg.runs))
         check(runs, plan)
         folder = results_folder(cfg, runs, datetime.datetime.now())
@@ -64,18 +66,25 @@ def evaluate(cfg: DictConfig) -> Path:
             run.network.to(machine.device)
             val, test = (trace(run, split, source, machine, cfg.retrace) for split in SPLITS)
             results.append(evaluated(run, val, test, plan))
+        comparison = compare(results, settings, plan.cost)
     with refusing_failures(folder):
-        leave(results, plan, images, machine, folder, cfg)
+        leave(results, comparison, plan, images, machine, folder, cfg)
     Console().print(printed(results, plan))
     print(f"Results: {folder}")
     return folder
 
 
 def leave(
-    results: list[Result], plan: Plan, images: list[Images], machine: Machine, folder: Path, cfg: DictConfig
+    results: list[Result],
+    comparison: Comparison | None,
+    plan: Plan,
+    images: list[Images],
+    machine: Machine,
+    folder: Path,
+    cfg: DictConfig,
 ) -> None:
     """Measures times where they are asked for, writes curve, table, summary and figures, and sends them to W&B."""
-    from evaluation import report, tables
+    from evaluation import on_device_tables, on_device_times, report, tables
     from evaluation.latency import measured
     from evaluation.pictures import draw, pictures
     from evaluation.upload import upload
@@ -84,12 +93,18 @@ def leave(
     if cfg.latency:
         for result, source in zip(results, images, strict=True):
             times[result.run.label] = measured(result, plan, source, machine)
+        if comparison is not None:
+            comparison = on_device_times.measured(comparison, results, images[0], machine)
     report.clear(folder)
     report.write_curve(folder, results, plan, times)
     report.write(folder, "table.md", tables.markdown(results, plan))
-    drawn = draw(pictures(results, plan, times), folder)
     summary = {**report.summary(results, plan, times), **report.environment(cfg, machine.name)}
-    report.write_summary(folder, summary, [folder / "curve.csv", folder / "table.md", *drawn])
+    written = [folder / "curve.csv", folder / "table.md"]
+    if comparison is not None:
+        written += on_device_tables.write(comparison, folder)
+        summary["on_device"] = on_device_tables.summary(comparison)
+    drawn = draw(pictures(results, comparison, plan, times), folder)
+    report.write_summary(folder, summary, [*written, *drawn])
     if cfg.wandb:
         upload(results, plan, [path for path in drawn if path.suffix == ".png"], folder)
 

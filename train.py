@@ -40,8 +40,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     # imported here, so that --help and --cfg job need not wait for torch
     from rich.console import Console
 
+    from running.course import quiet_lightning
     from running.hardware import keep_freed_memory
-    from running.phases import quiet_lightning
     from running.report import result_table
     from storage.run_directory import RunDirectory
 
@@ -66,27 +66,38 @@ def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
     """Everything that the config names; the data is read last, when all the rest is known to work."""
     import pytorch_lightning as pl
 
-    from running.assembly import Run, build_callbacks, build_data, build_network, build_phases, load_weights, prepare
+    from running.assembly import (
+        Run,
+        build_callbacks,
+        build_data,
+        build_network,
+        build_phases,
+        build_policy,
+        load_weights,
+        prepare,
+        shaped,
+    )
     from running.phases import check
 
     prepare(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg)
     network = build_network(cfg, data.num_classes, data.input_shape)
-    load_weights(cfg.weights, network, run_dir)
-    phases = build_phases(cfg, network)
+    load_weights(cfg, network, run_dir)
+    network = shaped(cfg, network)
     callbacks, loggers = build_callbacks(cfg.callbacks), build_callbacks(cfg.logger)
-    processes = check(phases, network, cfg.trainer)
+    policy, phases = build_policy(cfg), build_phases(cfg, network)
+    processes = check(phases, network, policy, cfg.trainer, ready=bool(cfg.method.get("from_run")))
     data.setup()
-    return Run(data, network, phases, callbacks, loggers, processes)
+    return Run(data, network, policy, phases, callbacks, loggers, processes)
 
 
 def carry_out(run: Run, cfg: DictConfig, run_dir: RunDirectory) -> dict[str, float]:
     """Trains and tests; the first of several processes writes the files."""
     from running.assembly import in_memory_format, record
+    from running.course import Course
     from running.failures import refusing_failures
     from running.following import following
-    from running.phases import run_phases
     from running.processes import processes
     from running.report import write_figures
 
@@ -97,9 +108,10 @@ def carry_out(run: Run, cfg: DictConfig, run_dir: RunDirectory) -> dict[str, flo
         if is_first():
             run_dir.write_config(cfg)
         with processes(run.processes, folder), following(run.followers, cfg, run.network, folder) as outcome:
-            metrics = run_phases(
-                run.phases, run.network, run.data, folder, cfg.seed, cfg.trainer, run.callbacks, run.loggers
+            course = Course(
+                run.network, run.data, run_dir, cfg.seed, run.policy, cfg.trainer, run.callbacks, run.loggers
             )
+            metrics = course.run(run.phases)
             if is_first():
                 run_dir.write_network(run.network.state_dict())
                 write_figures(metrics, folder, cfg)

@@ -26,9 +26,9 @@ from torch.utils.data import TensorDataset
 
 from callbacks.metrics_csv import MetricsCSV
 from datamodules.image_data import ImageData, Splits, in_channels_last
-from running.assembly import build_network, build_phases, built
+from running.assembly import build_network, build_phases, build_policy, built
+from running.course import phase_trainer, quiet_lightning
 from running.hardware import pick_precision
-from running.phases import phase_trainer, quiet_lightning
 
 ROOT = Path(__file__).parents[1]
 IMAGES, BATCH, ROUNDS = 40 * 128, 128, 5
@@ -69,7 +69,7 @@ def offramp_epochs(cfg: DictConfig, data: ImageData, rounds: int, folder: Path) 
     """Seconds of one epoch after another, each its own fit with the seeds, metrics, log and checkpoint of a run."""
     network = build_network(cfg, data.num_classes, data.input_shape).to(memory_format=torch.channels_last)
     phase = replace(build_phases(cfg, network)[0], epochs=1)
-    module = phase.make_module(network)
+    module = phase.make_module(network, build_policy(cfg))
     options = {**cfg.trainer, "limit_val_batches": 0, "enable_progress_bar": False}
     for i in range(rounds):
         clock = Clock()
@@ -82,7 +82,7 @@ def offramp_epochs(cfg: DictConfig, data: ImageData, rounds: int, folder: Path) 
 def bare_epochs(cfg: DictConfig, data: ImageData, rounds: int) -> Iterator[float]:
     """Seconds of the same epochs in a loop of nothing but the step."""
     network = build_network(cfg, data.num_classes, data.input_shape).to(memory_format=torch.channels_last)
-    module = build_phases(cfg, network)[0].make_module(network)
+    module = build_phases(cfg, network)[0].make_module(network, build_policy(cfg))
     module.to("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
     optimizer = module.fresh_optimizer()
     images, labels = (tensor.to(module.device) for tensor in data.train_dataloader().dataset.tensors)

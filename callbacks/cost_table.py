@@ -35,7 +35,8 @@ def cost_table(network: EarlyExitNetwork, max_rows: int = 60) -> Table:
     """The table of a network.
 
     Of a block: its MACs, and the backbone's up to there. Of an exit: the MACs of its head, those of an image that
-    leaves there, all heads on its way included, and the latter in ptflops.
+    leaves there, all heads on its way included, and the latter in ptflops. A line marks the cut: what is above it
+    runs on the device.
     """
     costs, ptflops = network_costs(network, "macs"), network_costs(network, "ptflops")
     table = Table(
@@ -50,13 +51,17 @@ def cost_table(network: EarlyExitNetwork, max_rows: int = 60) -> Table:
     shapes = network.chain.tap_shapes()
     exits = {tap: k for k, tap in enumerate(network.taps)}
     table.add_row("stem", "", _shape(shapes[0]), *_millions(costs.stem, costs.stem))
+    if network.predictor is not None:
+        scores, cost = str(network.num_exits - 1), _millions(costs.predictor, ptflops.predictor)
+        table.add_row("predictor", "", scores, cost[0], "", "", "", "", cost[1])
     for i, macs in enumerate(costs.blocks):
         tap = i + 1
         if len(costs.blocks) > max_rows and tap not in exits:
             continue
         stage = str(network.chain.info[i].stage + 1)
         exit_cells = _exit_cells(exits[tap], costs, ptflops) if tap in exits else []
-        table.add_row(str(tap), stage, _shape(shapes[tap]), *_millions(macs, costs.until_tap[tap]), *exit_cells)
+        cells = [*_millions(macs, costs.until_tap[tap]), *exit_cells]
+        table.add_row(str(tap), stage, _shape(shapes[tap]), *cells, end_section=tap == max(exits, default=0))
     last = _exit_cells(len(network.taps), costs, ptflops)
     table.add_row("head", "", str(network.chain.num_classes), *_millions(costs.heads[-1], costs.backbone), *last)
     return table

@@ -1,6 +1,8 @@
-"""Accuracy of every exit, the share that leaves there under one confidence threshold, and what that costs."""
+"""Accuracy of every exit, and what the run's operating point gives: accuracy, cost, and where images leave."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -8,7 +10,11 @@ from torch import Tensor
 from torchmetrics import Accuracy, MeanMetric, Metric
 
 from costs.network import NetworkCosts, network_costs
-from inference.thresholds import Confidence
+from inference.policies import Policy
+from inference.predicted import Predicted
+from inference.replay import kinds, replay
+from inference.thresholds import Confidence, Thresholds
+from inference.trace import assembled
 from networks.exits import EarlyExitNetwork
 
 
@@ -17,8 +23,11 @@ class ExitMetrics(pl.Callback):
 
     - ``exit_k/acc``: accuracy of exit k on all samples;
     - ``exit_k/fraction``: share of the samples that leave at exit k;
-    - ``acc``, ``macs``: accuracy, and average MACs per image, when every sample leaves at the first exit whose largest
-      softmax probability is at least the threshold (equation 2 of the Exit Predictor paper).
+    - ``acc``, ``macs``, ``device_macs``, ``server_macs`` (per image; the cut follows the last early exit) under the
+      run's policy; at first that is to leave at the first exit whose largest softmax probability is at least the
+      threshold (equation 2 of the Exit Predictor paper), until a phase of the method chooses another;
+    - in the test, ``exit_k/macs`` and its parts: of leaving at exit k with every head on the way computed; and the
+      policy's ``exit_k/confidence_threshold`` and ``exit_k/prediction_threshold``.
 
     Args:
         confidence_threshold: λ, from 0 to 1, the same for every early exit.
@@ -30,9 +39,13 @@ class ExitMetrics(pl.Callback):
     def __init__(self, confidence_threshold: float = 0.95):
         if not 0 <= confidence_threshold <= 1:
             raise ValueError(f"Expected confidence_threshold from 0 to 1, got {confidence_threshold}.")
-        self.threshold = confidence_threshold
+        self.policy: Policy = Confidence(confidence_threshold)
         self.costs: dict[str, NetworkCosts] = {}
         self.metrics: dict[str, Metric] = {}
+
+    def use(self, policy: Policy) -> None:
+        """The run's policy from here on."""
+        self.policy = policy
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         network = pl_module.network
@@ -40,45 +53,72 @@ class ExitMetrics(pl.Callback):
         if not self.costs:
             self.costs = {name: network_costs(network, name) for name in ("macs", "ptflops")}
             exits = range(1, network.num_exits + 1)
-            names = ["acc", *(f"exit_{k}/acc" for k in exits)]
+            names = [f"exit_{k}/acc" for k in exits]
             self.metrics.update({n: Accuracy("multiclass", num_classes=network.chain.num_classes) for n in names})
-            self.metrics.update({f"exit_{k}/fraction": MeanMetric() for k in exits})
+            means = ["acc", *(f"exit_{k}/fraction" for k in exits), "macs", "device_macs", "ptflops", "device_ptflops"]
+            self.metrics.update({name: _exact_mean(pl_module.device) for name in means})
         for metric in self.metrics.values():
             metric.to(pl_module.device)
 
-    def _update(self, logits: list[Tensor], labels: Tensor) -> None:
-        stacked = torch.stack([z.float() for z in logits])
-        exits = first_confident(stacked, self.threshold)
-        chosen = stacked[exits, torch.arange(len(labels), device=labels.device)]
-        self.metrics["acc"].update(chosen, labels)
-        for k, z in enumerate(stacked):
-            self.metrics[f"exit_{k + 1}/acc"].update(z, labels)
-            self.metrics[f"exit_{k + 1}/fraction"].update((exits == k).float())
+    def _update(self, outputs: dict[str, Any]) -> None:
+        labels = outputs["labels"].cpu()
+        logits = torch.stack([z.float().cpu() for z in outputs["logits"]])
+        predictions = outputs["scores"].T.float().cpu() if "scores" in outputs else None
+        trace = assembled(logits, labels, self.costs, predictions)
+        outcome = replay(self.policy, trace)
+        values = {kind: outcome.cost(trace, kind) for kind in kinds(trace)}
+        values |= {f"exit_{k}/fraction": outcome.prediction.exit == k for k in range(1, len(logits) + 1)}
+        values["acc"] = outcome.prediction.label == labels
+        for name, value in values.items():
+            metric = self.metrics[name]
+            metric.update(value.to(_exact(metric.device)).to(metric.device))
+        for k, z in enumerate(outputs["logits"], start=1):
+            self.metrics[f"exit_{k}/acc"].update(z.float(), outputs["labels"])
 
     def _log(self, pl_module: pl.LightningModule, split: str) -> None:
         values = {name: metric.compute() for name, metric in self.metrics.items()}
-        shares = [values[f"exit_{k + 1}/fraction"].item() for k in range(len(self.costs["macs"].heads))]
         for convention, costs in self.costs.items():
-            average = sum(share * cost for share, cost in zip(shares, costs.leaving, strict=True))
-            values[convention] = self._exact(average)
+            values[f"server_{convention}"] = values[convention] - values[f"device_{convention}"]
             if split == "test":
-                values |= {f"exit_{k}/{convention}": self._exact(c) for k, c in enumerate(costs.leaving, 1)}
-        shown = ("acc", f"exit_{len(shares)}/acc")
+                values |= self._of_exits(convention, costs)
+        values |= self._thresholds() if split == "test" else {}
+        shown = ("acc", f"exit_{len(self.costs['macs'].heads)}/acc")
         for name, value in values.items():
             pl_module.log(f"{split}/{name}", value, prog_bar=name in shown)
         for metric in self.metrics.values():
             metric.reset()
 
-    def _exact(self, number: float) -> Tensor:
-        # counts of a large network are beyond the 24 bits of fp32; Apple's GPU has no fp64
+    def _of_exits(self, convention: str, costs: NetworkCosts) -> dict[str, Tensor]:
+        exits = len(costs.heads)
+        found: dict[str, Tensor] = {}
+        for k, cost in enumerate(costs.leaving, start=1):
+            server = costs.server if k == exits else 0
+            parts = {convention: cost, f"device_{convention}": cost - server, f"server_{convention}": server}
+            found |= {f"exit_{k}/{name}": self._number(part) for name, part in parts.items()}
+        return found
+
+    def _thresholds(self) -> dict[str, Tensor]:
+        exits = len(self.costs["macs"].heads)
+        named: dict[str, list[float]] = {}
+        if isinstance(self.policy, Thresholds):
+            named["confidence_threshold"] = self.policy.each(exits)
+        if isinstance(self.policy, Predicted):
+            named["prediction_threshold"] = self.policy.gammas(exits)
+        return {
+            f"exit_{k}/{name}": self._number(value)
+            for name, values in named.items()
+            for k, value in enumerate(values, start=1)
+        }
+
+    def _number(self, number: float) -> Tensor:
         device = self.metrics["acc"].device
-        return torch.tensor(number, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        return torch.tensor(number, device=device, dtype=_exact(device))
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:  # type: ignore[no-untyped-def]
-        self._update(outputs["logits"], outputs["labels"])
+        self._update(outputs)
 
     def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:  # type: ignore[no-untyped-def]
-        self._update(outputs["logits"], outputs["labels"])
+        self._update(outputs)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._log(pl_module, "val")
@@ -87,16 +127,12 @@ class ExitMetrics(pl.Callback):
         self._log(pl_module, "test")
 
 
-def first_confident(logits: Tensor, threshold: float) -> Tensor:
-    """Where each sample leaves, counted from 0: the first exit with confidence ≥ ``threshold``, else the last.
+def _exact(device: torch.device) -> torch.dtype:
+    # counts of a large network are beyond the 24 bits of fp32; Apple's GPU has no fp64
+    return torch.float32 if device.type == "mps" else torch.float64
 
-    Args:
-        logits: (exits, N, C).
 
-    Returns:
-        (N,) int64.
-    """
-    rule = Confidence()
-    confident = rule.passes(rule.score(logits), threshold)
-    confident[-1] = True
-    return confident.int().argmax(0)
+def _exact_mean(device: torch.device) -> MeanMetric:
+    mean = MeanMetric()
+    mean.set_dtype(_exact(device))
+    return mean

@@ -22,7 +22,8 @@ class NetworkCosts:
         stem: up to tap 0.
         blocks: of each block.
         heads: of each exit's own classifier, the backbone's last.
-        taps: block numbers the early exits follow.
+        taps: block numbers the early exits follow; the device ends after the last of them.
+        predictor: of the Exit Predictor, O_EP of equation 4; 0 where there is none.
     """
 
     convention: Convention
@@ -30,6 +31,7 @@ class NetworkCosts:
     blocks: tuple[int, ...]
     heads: tuple[int, ...]
     taps: tuple[int, ...]
+    predictor: int = 0
 
     @cached_property
     def until_tap(self) -> tuple[int, ...]:
@@ -44,13 +46,18 @@ class NetworkCosts:
 
     @cached_property
     def leaving(self) -> tuple[int, ...]:
-        """Of an image that leaves at each exit, all heads on its way computed (equation 3)."""
+        """Of an image that leaves at each exit, all heads on its way computed (equation 3), no predictor."""
         return tuple(accumulate(map(sum, zip(self.segments, self.heads, strict=True))))
 
     @cached_property
     def alone(self) -> tuple[int, ...]:
         """Of an image that leaves at each exit, no other head computed."""
         return tuple(map(sum, zip(accumulate(self.segments), self.heads, strict=True)))
+
+    @cached_property
+    def server(self) -> int:
+        """Of what runs behind the cut for an image that gets there; 0 without an early exit: no cut, one machine."""
+        return self.segments[-1] + self.heads[-1] if self.taps else 0
 
     @cached_property
     def backbone(self) -> int:
@@ -61,10 +68,13 @@ class NetworkCosts:
 def network_costs(network: EarlyExitNetwork, convention: Convention = "macs") -> NetworkCosts:
     """Counts a network with early exits on one image of its input shape."""
     device = next(network.parameters()).device
-    counts = count(network, torch.zeros(1, *network.chain.input_shape, device=device), convention=convention)
+    image = torch.zeros(1, *network.chain.input_shape, device=device)
+    counts = count(network, image, convention=convention)
+    predictor = 0 if network.predictor is None else count(network.predictor, image, convention=convention)[""]
     blocks = tuple(counts[f"chain.blocks.{i}"] for i in range(len(network.chain.blocks)))
     heads = tuple(counts[f"heads.{k}"] for k in range(len(network.heads)))
-    return NetworkCosts(convention, counts["chain.stem"], blocks, (*heads, counts["chain.head"]), network.taps)
+    heads = (*heads, counts["chain.head"])
+    return NetworkCosts(convention, counts["chain.stem"], blocks, heads, network.taps, predictor)
 
 
 def tap_macs(chain: Chain) -> tuple[int, ...]:

@@ -147,6 +147,23 @@ class ImageData(pl.LightningDataModule):
         self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
         return images.float().sub_(self._mean).div_(self._std)
 
+    @property
+    def augments(self) -> bool:
+        """Whether a training image differs from epoch to epoch."""
+        in_memory = isinstance(self._loaded.train, TensorDataset)
+        return not in_memory or self.pad > 0 or self.flip
+
+    def annotate(self, column: Tensor | None) -> None:
+        """Lets one more tensor end every training batch, of images in memory; None takes it away again.
+
+        Args:
+            column: (images, …), what is known of each training image.
+        """
+        train = self._loaded.train
+        assert isinstance(train, TensorDataset)
+        # in place: a loader may hold the data set already
+        train.tensors = (*train.tensors[: 2 + len(self.extras)], *([] if column is None else [column]))
+
     def begin_phase(self, seed: int, phase: int) -> None:
         """The order of the epochs that follow is that of phase number ``phase`` of a run with this seed."""
         self.stream = (seed, phase)

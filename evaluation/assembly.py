@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from costs.network import network_costs
+from evaluation.on_device import Settings
 from evaluation.results import COSTS, Plan
 from evaluation.runs import TrainedRun
 from inference.budget import Budget
@@ -41,6 +42,16 @@ def build_plan(cfg: DictConfig) -> Plan:
     nodes: dict[str, Any] = {str(name): node for name, node in cfg.calibration.items() if name not in FIXED}
     calibrations = {name: built(node) for name, node in nodes.items() if node is not None}
     return Plan(policy, calibrations, cfg.calibration.split, cfg.calibration.temperature, cfg.points, COSTS[cfg.cost])
+
+
+def build_settings(cfg: DictConfig) -> Settings:
+    """What is compared on the device.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+    node = cfg.on_device
+    return Settings(list(node.lambdas), node.at, node.more)
 
 
 def check(runs: Sequence[TrainedRun], plan: Plan) -> None:

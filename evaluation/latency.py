@@ -48,22 +48,27 @@ def measured(result: Result, plan: Plan, images: Images, machine: Machine) -> Ti
     rows = []
     if curve is not None:
         rows = _spaced(result.front.tolist(), curve.costs["macs"], APART * costs.backbone)
-    batches = {
-        1: images.spread(SINGLES, machine.device).split(1),
-        128: images.spread(BATCHES * 128, machine.device).split(128),
-    }
+    batches = batches_of(images, machine)
     full = Executor(run.network, Never(), costs=costs)
-    points, fulls = {}, _timed([full], batches, machine)
+    points, fulls = {}, timed([full], batches, machine)
     for row in track(rows, f"Timing {run.label}", transient=True, disable=not sys.stdout.isatty()):
         assert curve is not None
         policy = plan.policy.at(curve.values[row].tolist())
         executor = Executor(run.network, policy, list(result.temperatures), costs)
-        point, other = _timed([executor, full], batches, machine)
+        point, other = timed([executor, full], batches, machine)
         points[row] = Latency(point, {size: other[size] / point[size] for size in SIZES})
         fulls.append(other)
     print(f"Timed {len(rows)} operating points of {run.label}", flush=True)
     middle = {size: statistics.median(other[size] for other in fulls) for size in SIZES}
     return Times(points, Latency(middle, dict.fromkeys(SIZES, 1.0)))
+
+
+def batches_of(images: Images, machine: Machine) -> dict[int, Sequence[Tensor]]:
+    """Test images spread over the split, one by one and in batches of 128."""
+    return {
+        1: images.spread(SINGLES, machine.device).split(1),
+        128: images.spread(BATCHES * 128, machine.device).split(128),
+    }
 
 
 def _spaced(rows: Sequence[int], costs: Tensor, apart: float) -> list[int]:
@@ -76,7 +81,7 @@ def _spaced(rows: Sequence[int], costs: Tensor, apart: float) -> list[int]:
 
 
 @torch.inference_mode()
-def _timed(
+def timed(
     executors: Sequence[Executor], batches: Mapping[int, Sequence[Tensor]], machine: Machine
 ) -> list[dict[int, float]]:
     """Milliseconds per image of each executor by batch size."""

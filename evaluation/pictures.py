@@ -12,18 +12,24 @@ from torch import Tensor
 
 from evaluation.analysis import depth_correlation, disagreements
 from evaluation.latency import Times
+from evaluation.on_device import Comparison, Place
 from evaluation.results import Plan, Point, Result
 from evaluation.tables import title
 from figures.confidence import ExitConfidence, confidence_figure, difficulty_figure, disagreement_figure
 from figures.look import save
+from figures.on_device import Line, ratios_figure, sweep_figure
 from figures.tradeoff import RunCurve, latency_figure, shares_figure, tradeoff_figure
 from inference.replay import Curve
 from inference.temperature import reliability
 
 
-def pictures(results: Sequence[Result], plan: Plan, times: Mapping[str, Times]) -> Iterator[tuple[str, Figure]]:
+def pictures(
+    results: Sequence[Result], comparison: Comparison | None, plan: Plan, times: Mapping[str, Times]
+) -> Iterator[tuple[str, Figure]]:
     """Name and figure of what all runs share, then of each run with early exits, in a folder of its own if several."""
     yield "tradeoff", tradeoff_figure([_run_curve(r, plan) for r in results], plan.cost.title, title(results, plan))
+    if comparison is not None:
+        yield from _on_device(comparison, title(results, plan))
     for result in results:
         if result.adaptive:
             room = "" if len(results) == 1 else f"{room_of(result)}/"
@@ -55,9 +61,30 @@ def _of_run(result: Result, plan: Plan) -> Iterator[tuple[str, Figure]]:
     yield from _difficulties(result)
 
 
+def _on_device(comparison: Comparison, text: str) -> Iterator[tuple[str, Figure]]:
+    def point(place: Place) -> tuple[float, float]:
+        return place.device, place.accuracy
+
+    lines = [
+        Line(contender.kind, contender.label, [point(contender.places[lambdas]) for lambdas in comparison.swept])
+        for contender in comparison.contenders
+    ]
+    axis = comparison.cost.title
+    yield "on_device", sweep_figure(lines, comparison.plain, axis, text)
+    at = comparison.at
+    pruned: dict[bool, dict[float, tuple[float, float]]] = {False: {}, True: {}}
+    for contender in comparison.contenders:
+        if contender.kind == "pruned":
+            pruned[contender.tuned][contender.ratio] = point(contender.places[at])
+    if any(pruned.values()):
+        others = {c.label: point(c.places[at]) for c in comparison.contenders if c.kind != "pruned"}
+        series = {"pruned, not trained again": pruned[False], "pruned and fine-tuned": pruned[True]}
+        yield "pruning", ratios_figure(others, series, axis, f"{text}; all λ = {at[0]:.3g}")
+
+
 def _front(curve: Curve, result: Result, plan: Plan) -> tuple[list[float], Tensor]:
     """Costs on the plan's axis, rising, and rows of the curve."""
-    costs = plan.cost.factor * curve.costs[plan.cost.convention][result.front]
+    costs = plan.cost.factor * curve.costs[plan.cost.kind][result.front]
     order = costs.argsort()
     return costs[order].tolist(), result.front[order]
 

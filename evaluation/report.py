@@ -16,7 +16,7 @@ from evaluation.analysis import accuracy_at, depth_correlation
 from evaluation.latency import Latency, Times
 from evaluation.results import Plan, Point, Result
 from evaluation.tables import numbers, shown_points
-from inference.replay import Curve
+from inference.replay import Curve, kinds
 from storage.files import written_aside
 
 
@@ -31,8 +31,9 @@ def curve_rows(result: Result, plan: Plan, times: Mapping[int, Latency]) -> pd.D
     """A row per operating point of one run: the candidates, then the chosen points.
 
     Columns: ``run``, ``chosen_on``, ``point``, ``front`` (Pareto-optimal on the calibration split), the policy's,
-    ``val/acc`` and ``val/macs`` (where that is the calibration split), ``test/acc``, ``test/<cost>`` by convention,
-    ``test/exit_k/fraction``, and for measured points ``test/ms_batch_1``, ``test/speedup_batch_1``, ….
+    ``val/acc`` and ``val/<cost>`` (where that is the calibration split), ``test/acc``, ``test/<cost>`` (``macs``,
+    ``device_macs``, ``server_macs``, the same of ``ptflops``), ``test/exit_k/fraction``, and for measured points
+    ``test/ms_batch_1``, ``test/speedup_batch_1``, ….
 
     Args:
         times: measured, by row of the curve.
@@ -52,13 +53,22 @@ def curve_rows(result: Result, plan: Plan, times: Mapping[int, Latency]) -> pd.D
 def _seen(seen: Curve, i: int, plan: Plan) -> dict[str, float]:
     if plan.split == "test":
         return {}
-    return {"val/acc": float(seen.accuracy[i]), "val/macs": float(seen.costs["macs"][i])}
+    costs = {f"val/{name}": float(cost[i]) for name, cost in seen.costs.items() if name.endswith("macs")}
+    return {"val/acc": float(seen.accuracy[i]), **costs}
 
 
 def _measured(curve: Curve, i: int) -> dict[str, float]:
-    costs = {f"test/{name}": float(cost[i]) for name, cost in curve.costs.items()}
+    costs = _with_server({name: float(cost[i]) for name, cost in curve.costs.items()})
     shares = {f"test/exit_{k}/fraction": share for k, share in enumerate(curve.shares[i].tolist(), 1)}
     return {"test/acc": float(curve.accuracy[i]), **costs, **shares}
+
+
+def _with_server(costs: Mapping[str, float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in (name for name in costs if not name.startswith("device_")):
+        whole, device = costs[name], costs[f"device_{name}"]
+        found |= {f"test/{name}": whole, f"test/device_{name}": device, f"test/server_{name}": whole - device}
+    return found
 
 
 def _timed(times: Mapping[int, Latency], i: int) -> dict[str, float]:
@@ -73,7 +83,7 @@ def _point(point: Point, result: Result, plan: Plan) -> dict[str, Any]:
     if point.outcome is None:
         return row
     test = result.test
-    costs = {f"test/{name}": point.outcome.cost(test, name).double().mean().item() for name in test.costs}
+    costs = _with_server({kind: point.outcome.cost(test, kind).double().mean().item() for kind in kinds(test)})
     shares = {f"test/exit_{k}/fraction": share for k, share in enumerate(point.shares, 1)}
     if plan.split == "val" and not math.isnan(point.seen):
         row["val/acc"] = point.seen

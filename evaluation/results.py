@@ -19,19 +19,30 @@ from inference.trace import Trace
 
 @dataclass(frozen=True)
 class Cost:
-    """An axis of tables and figures: a convention, a factor, and what it is called."""
+    """An axis of tables and figures: a kind of cost (``inference.replay.kinds``), a factor, and what it is called."""
 
-    convention: str
+    kind: str
     factor: int
     title: str
 
     def of(self, outcome: Outcome, trace: Trace) -> float:
         """Average of an image."""
-        return self.factor * outcome.cost(trace, self.convention).double().mean().item()
+        return self.factor * outcome.cost(trace, self.kind).double().mean().item()
+
+    @property
+    def whole(self) -> Cost:
+        """The same on device and server together."""
+        return Cost(self.kind.removeprefix("device_"), self.factor, self.title.removesuffix(" on the device"))
+
+    @property
+    def on_device(self) -> Cost:
+        """The same on the device alone."""
+        return Cost(f"device_{self.whole.kind}", self.factor, f"{self.whole.title} on the device")
 
 
-COSTS = {"macs": Cost("macs", 1, "MACs"), "2macs": Cost("macs", 2, "2·MACs"), "2·macs": Cost("macs", 2, "2·MACs"),
-         "ptflops": Cost("ptflops", 1, "ptflops")}  # fmt: skip
+_WHOLE = {"macs": Cost("macs", 1, "MACs"), "2macs": Cost("macs", 2, "2·MACs"), "2·macs": Cost("macs", 2, "2·MACs"),
+          "ptflops": Cost("ptflops", 1, "ptflops")}  # fmt: skip
+COSTS = _WHOLE | {f"device_{name}": cost.on_device for name, cost in _WHOLE.items()}
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,7 @@ class Point:
         accuracy, error: on the test split, and its standard error.
         gain, gain_error: accuracy beyond the full network's, and its standard error on the same images.
         cost: average of an image, on the plan's axis.
+        device, server: the same before and behind the cut.
         shares: of the images, leaving at each exit.
         seen: accuracy on the calibration split, of a point that was chosen there.
     """
@@ -92,6 +104,8 @@ class Point:
     gain: float = math.nan
     gain_error: float = math.nan
     cost: float = math.nan
+    device: float = math.nan
+    server: float = math.nan
     shares: Sequence[float] = ()
     seen: float = math.nan
 
@@ -177,13 +191,15 @@ def _with_early_exits(result: Result, plan: Plan) -> Result:
     chosen: list[OperatingPoint] = []
     if plan.is_point:
         chosen.append(OperatingPoint("as given", policy))
+    if result.run.point is not None:
+        chosen.append(OperatingPoint("the run's own", result.run.point, "chosen by its method, in validation"))
     for calibration in plan.calibrations.values():
         chosen += calibration(policy, choosing, seen)
     result = replace(
         result,
         seen=seen,
         curve=curve(policy, values, test),
-        front=pareto(seen.accuracy, seen.costs[plan.cost.convention]),
+        front=pareto(seen.accuracy, seen.costs[plan.cost.kind]),
         points=[_measured(point, test, plan.cost, choosing) for point in chosen],
     )
     return replace(result, oracles=_oracles(result, plan.cost))
@@ -202,6 +218,7 @@ def _point(chosen: OperatingPoint, outcome: Outcome, test: Trace, cost: Cost) ->
     gain = right - test.correct[-1].double()
     root = math.sqrt(len(test))
     counts = torch.bincount(outcome.prediction.exit - 1, minlength=test.num_exits)
+    device = cost.on_device.of(outcome, test)
     return Point(
         chosen,
         outcome,
@@ -210,6 +227,8 @@ def _point(chosen: OperatingPoint, outcome: Outcome, test: Trace, cost: Cost) ->
         gain=gain.mean().item(),
         gain_error=gain.std(correction=0).item() / root,
         cost=cost.of(outcome, test),
+        device=device,
+        server=cost.whole.of(outcome, test) - device,
         shares=(counts.double() / len(test)).tolist(),
     )
 

@@ -13,8 +13,10 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from inference.points import from_plain
+from inference.policies import Policy
 from networks.exits import EarlyExitNetwork
-from running.assembly import build_network
+from running.assembly import build_network, shaped
 from storage.run_directory import RunDirectory
 from storage.weights import NAME, read_weights
 
@@ -27,9 +29,18 @@ NEEDED = (
     "method.heads",
 )
 BUILT = ["backbone", "dataset", "method", "logger"]  # what is built of a stored config, from parts in these rooms
-ROOMS = ("networks", "datamodules", "lightning_modules", "callbacks")
+ROOMS = ("networks", "datamodules", "inference", "lightning_modules", "callbacks")
 # what tells runs apart, the first that does; their folder does in any case
-TELLING = ("method.heads._target_", "method.exits", "dataset.name", "epochs", "optimizer.lr", "seed")
+TELLING = (
+    "method.predictor.name",
+    "method.pruning.ratio",
+    "method.heads._target_",
+    "method.exits",
+    "dataset.name",
+    "epochs",
+    "optimizer.lr",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class TrainedRun:
         network: with its weights, in eval mode.
         weights: SHA-256 of their file.
         label: short, unlike that of any other run evaluated with it.
+        point: the policy that its method chose, if it chooses one.
     """
 
     path: Path
@@ -49,6 +61,7 @@ class TrainedRun:
     network: EarlyExitNetwork
     weights: str
     label: str
+    point: Policy | None = None
 
 
 def find_runs(run: Any, runs: Any) -> list[Path]:
@@ -106,9 +119,19 @@ def load_runs(paths: Sequence[Path]) -> list[TrainedRun]:
     networks = [load_network(path, config) for path, config in zip(paths, configs, strict=True)]
     names = labels(paths, configs, [network.num_exits > 1 for network in networks])
     return [
-        TrainedRun(path, config, network, _digest(path / NAME), name)
+        TrainedRun(path, config, network, _digest(path / NAME), name, stored_point(path))
         for path, config, network, name in zip(paths, configs, networks, names, strict=True)
     ]
+
+
+def stored_point(path: Path) -> Policy | None:
+    """The policy that the method of a run chose, None where it chooses none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    content = RunDirectory(path).operating_point()
+    return None if content is None else from_plain(content)
 
 
 def stored_config(path: Path) -> DictConfig:
@@ -150,7 +173,7 @@ def load_network(path: Path, config: DictConfig) -> EarlyExitNetwork:
     Raises:
         ValueError: weights that do not fit the config.
     """
-    network = build_network(config, len(config.images.classes), tuple(config.images.shape))
+    network = shaped(config, build_network(config, len(config.images.classes), tuple(config.images.shape)))
     own, stored = network.state_dict(), read_weights(path)
     wrong = sorted(own.keys() ^ stored.keys()) or [n for n in own if own[n].shape != stored[n].shape]
     if wrong:

@@ -16,13 +16,19 @@ from inference.policies import Policy
 CHOSEN_ON = {"val": "chosen on the validation split", "test": "CHOSEN ON THE TEST SPLIT (calibration.split=test)"}
 
 
+PARTS = ("on the device", "on the server")
+
+
 def numbers(policy: Policy | None) -> dict[str, Any]:
-    """Name and thresholds of a policy in flat columns: ``policy``, ``threshold_1``, …, ``patience``, ``budget``."""
+    """Name and thresholds of a policy in flat columns.
+
+    ``policy``, ``threshold_1``, …, ``prediction_1``, …, ``patience``, ``budget``.
+    """
     columns: dict[str, Any] = {}
     for name, value in (policy.describe() if policy else {}).items():
-        if name == "thresholds":
+        if name in ("thresholds", "prediction"):
             each = value if isinstance(value, list) else [value]
-            columns |= {f"threshold_{k}": threshold for k, threshold in enumerate(each, 1)}
+            columns |= {f"{name.removesuffix('s')}_{k}": threshold for k, threshold in enumerate(each, 1)}
         else:
             columns[name] = value
     return columns
@@ -46,19 +52,20 @@ def table_rows(result: Result, plan: Plan) -> list[dict[str, str]]:
 
 def _cells(point: Point, full: float, plan: Plan) -> dict[str, str]:
     if point.outcome is None:
-        columns = ("accuracy", "minus full", f"on {plan.split}", plan.cost.title, "of full", "share per exit")
+        columns = ("accuracy", "minus full", f"on {plan.split}", plan.cost.title, "of full", *PARTS, "share per exit")
         return dict.fromkeys(columns, "-")
     return {
         "accuracy": f"{100 * point.accuracy:.2f} ± {100 * point.error:.2f} %",
         "minus full": f"{100 * point.gain:+.2f} ± {100 * point.gain_error:.2f}",
         f"on {plan.split}": "" if math.isnan(point.seen) else f"{100 * point.seen:.2f} %",
-        plan.cost.title: _amount(point.cost),
+        plan.cost.title: amount(point.cost),
         "of full": f"{100 * point.cost / full:.1f} %",
+        **dict(zip(PARTS, map(amount, (point.device, point.server)), strict=True)),
         "share per exit": " / ".join(f"{100 * share:.1f}" for share in point.shares) + " %",
     }
 
 
-def _amount(number: float) -> str:
+def amount(number: float) -> str:
     return f"{number / 1e9:.3f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
@@ -66,7 +73,7 @@ def _thresholds(point: Point) -> str:
     columns = numbers(point.chosen.policy)
     columns.pop("policy", None)
     budget = columns.pop("budget", None)
-    texts = [*map(_threshold, columns.values()), *([] if budget is None else [f"≤ {_amount(budget)}"])]
+    texts = [*map(_threshold, columns.values()), *([] if budget is None else [f"≤ {amount(budget)}"])]
     return "" if point.chosen.name.startswith("exit ") else ", ".join(texts)
 
 
@@ -103,7 +110,7 @@ def printed(results: Sequence[Result], plan: Plan) -> Table:
     look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
     table = Table(title=title(results, plan), caption="\n".join(notes), caption_justify="left", **look)
     table.add_column("point", max_width=28)
-    for name in ("thresholds", "acc., %", plan.cost.title, "of full", "% leaving"):
+    for name in ("thresholds", "acc., %", plan.cost.title, "of full", "device", "% leaving"):
         table.add_column(name, no_wrap=name != "thresholds", justify="right")
     for result in results:
         if len(results) > 1:
@@ -118,4 +125,4 @@ def printed(results: Sequence[Result], plan: Plan) -> Table:
 
 def _cut(row: Mapping[str, str], plan: Plan) -> list[str]:
     accuracy, share = row["accuracy"].partition(" ±")[0], row["of full"].removesuffix(" %")
-    return [row["thresholds"].replace(", ", " "), accuracy, row[plan.cost.title], share]
+    return [row["thresholds"].replace(", ", " "), accuracy, row[plan.cost.title], share, row[PARTS[0]]]

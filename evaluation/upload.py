@@ -47,7 +47,7 @@ def _log(logger: WandbLogger, result: Result, plan: Plan, figures: Sequence[Path
         if point.outcome is not None:  # W&B takes a dot in a name for a level
             name = re.sub(r"\W+", "_", point.chosen.name.partition(",")[0])
             numbers[f"evaluation/{name}/acc"] = point.accuracy
-            numbers[f"evaluation/{name}/{plan.cost.convention}"] = point.cost / plan.cost.factor
+            numbers[f"evaluation/{name}/{plan.cost.kind}"] = point.cost / plan.cost.factor
     logger.experiment.summary.update(numbers)
 
 

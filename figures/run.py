@@ -15,11 +15,20 @@ from figures.look import ADAPTIVE, INK, MARKERS, PALE, dress, place_labels, shad
 
 
 class ExitRow(NamedTuple):
-    """One line of a run's result: ``exit`` (its number, or ``adaptive``), accuracy, MACs per image, share of images."""
+    """One line of a run's result.
+
+    Attributes:
+        exit: its number, or ``adaptive``.
+        accuracy: from 0 to 1.
+        macs, device, server: MACs per image, in all, before and behind the cut.
+        share: of the images.
+    """
 
     exit: str
     accuracy: float
     macs: float
+    device: float
+    server: float
     share: float
 
 
@@ -27,7 +36,8 @@ def exit_rows(metrics: Mapping[str, float]) -> list[ExitRow]:
     """The test metrics by exit, the last row under the run's operating point.
 
     Args:
-        metrics: flat, ``test/exit_k/acc``, ``test/exit_k/macs``, ``test/exit_k/fraction``, ``test/acc``, ``test/macs``.
+        metrics: flat, ``test/exit_k/acc``, ``test/exit_k/macs``, ``test/exit_k/fraction``, ``test/acc``, ``test/macs``;
+            all is the device's where they do not say.
 
     Raises:
         ValueError: no exit among the metrics.
@@ -35,8 +45,14 @@ def exit_rows(metrics: Mapping[str, float]) -> list[ExitRow]:
     exits = sorted(int(found[1]) for name in metrics if (found := re.fullmatch(r"test/exit_(\d+)/acc", name)))
     if not exits:
         raise ValueError(f"Expected test/exit_1/acc among the metrics, got {sorted(metrics) or 'none'}.")
-    rows = [ExitRow(str(k), *(metrics[f"test/exit_{k}/{name}"] for name in ("acc", "macs", "fraction"))) for k in exits]
-    return [*rows, ExitRow("adaptive", metrics["test/acc"], metrics["test/macs"], 1.0)]
+    rows = [_row(str(k), f"test/exit_{k}/", metrics, metrics[f"test/exit_{k}/fraction"]) for k in exits]
+    return [*rows, _row("adaptive", "test/", metrics, 1.0)]
+
+
+def _row(exit: str, prefix: str, metrics: Mapping[str, float], share: float) -> ExitRow:
+    macs = metrics[f"{prefix}macs"]
+    device = metrics.get(f"{prefix}device_macs", macs)
+    return ExitRow(exit, metrics[f"{prefix}acc"], macs, device, macs - device, share)
 
 
 def exit_figure(metrics: Mapping[str, float], title: str) -> Figure:
@@ -122,7 +138,7 @@ def _shade_phases(axes: Axes, rows: Sequence[Mapping[str, str]], named: bool) ->
     start, whole = 0, max(1, *ends.values())
     for i, (phase, end) in enumerate(ends.items()):
         axes.axvspan(start, end, color=PALE, alpha=0.45 if i % 2 else 0.15, linewidth=0)
-        if named:
+        if named and end > start:  # a phase that chooses takes no step
             narrow = 90 * (end - start) / whole < len(phase)
             axes.text(
                 (start + end) / 2, 1.01, phase, transform=axes.get_xaxis_transform(), ha="center", va="bottom",

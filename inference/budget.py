@@ -15,6 +15,7 @@ from inference.policies import Decision, Never, Policy, State
 
 if TYPE_CHECKING:
     from inference.trace import Trace
+    from inference.travel import Way
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Budget(Policy):
         return self.within or Never()
 
     def check(self, costs: NetworkCosts, num_classes: int) -> None:
-        least = min(costs.alone)
+        least = min(costs.alone) + self.overhead(costs)
         if isinstance(self.macs, bool) or not isinstance(self.macs, int | float) or not self.macs >= least:
             raise ValueError(f"Expected a budget of at least {least:,} MACs, what one exit costs, got {self.macs}.")
         self._inner.check(costs, num_classes)
@@ -55,8 +56,15 @@ class Budget(Policy):
         assert self.macs is not None
         return math.floor(min(self.macs, 2**62))
 
-    def begin(self, images: Tensor | None, state: State) -> None:
-        self._inner.begin(images, state)
+    def overhead(self, costs: NetworkCosts) -> int:
+        return self._inner.overhead(costs)
+
+    @property
+    def with_foresight(self) -> Policy:
+        return replace(self, within=self.within and self.within.with_foresight)
+
+    def begin(self, way: Way, state: State) -> None:
+        self._inner.begin(way, state)
 
     def wants(self, k: int, state: State) -> Decision:
         fits = state.spent + state.costs.heads[k - 1] <= self._whole
@@ -71,7 +79,7 @@ class Budget(Policy):
     def sequence(self, num_classes: int, costs: NetworkCosts) -> Tensor:
         if self.macs is not None:
             return self._inner.sequence(num_classes, costs)
-        paid = costs.leaving if self.within else costs.alone
+        paid = [cost + self.overhead(costs) for cost in (costs.leaving if self.within else costs.alone)]
         return torch.tensor(sorted(paid, reverse=True), dtype=torch.float64)[:, None]
 
     def at(self, values: Sequence[float]) -> Self:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference.budget import Budget
 from inference.policies import Policy
+from inference.predicted import Predicted
 from inference.replay import Curve, curve
 from inference.thresholds import Thresholds
 from inference.trace import Trace
@@ -52,7 +53,7 @@ class HighestAccuracy:
 
     def __call__(self, policy: Policy, trace: Trace, seen: Curve) -> list[OperatingPoint]:
         best = seen.accuracy == seen.accuracy.max()
-        return [OperatingPoint("highest accuracy", policy.at(_cheapest(seen, best)))]
+        return [OperatingPoint("highest accuracy", policy.at(cheapest(seen, best)))]
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,13 @@ class LeastCost:
         name = f"fewest MACs, drop ≤ {self.drop:.4g}"
         if not enough.any():
             return [OperatingPoint(name, None, "no candidate loses as little")]
-        return [OperatingPoint(name, policy.at(_cheapest(seen, enough)))]
+        return [OperatingPoint(name, policy.at(cheapest(seen, enough)))]
 
 
-def _cheapest(seen: Curve, among: Tensor) -> list[float]:
-    """Of the cheapest the most accurate."""
+def cheapest(seen: Curve, among: Tensor, kind: str = "macs") -> list[float]:
+    """Values of the cheapest point among some (P,) bool, of several the most accurate."""
     rows = among.nonzero()[:, 0].tolist()
-    best = min(rows, key=lambda i: (float(seen.costs["macs"][i]), -float(seen.accuracy[i])))
+    best = min(rows, key=lambda i: (float(seen.costs[kind][i]), -float(seen.accuracy[i])))
     return seen.values[best].tolist()
 
 
@@ -109,7 +110,11 @@ class BudgetedBatch:
 
     def __call__(self, policy: Policy, trace: Trace, seen: Curve) -> list[OperatingPoint]:
         rule = policy.within if isinstance(policy, Budget) else policy
-        if not isinstance(rule, Thresholds) or (isinstance(policy, Budget) and policy.macs is None):
+        if (
+            not isinstance(rule, Thresholds)
+            or isinstance(rule, Predicted)
+            or (isinstance(policy, Budget) and policy.macs is None)
+        ):
             note = f"needs a policy with thresholds (confidence, margin, entropy), not {(rule or policy).name}"
             return [OperatingPoint("budgeted batch", None, note)]
         scores = rule.scores(trace)

@@ -16,6 +16,7 @@ from costs.network import NetworkCosts
 
 if TYPE_CHECKING:
     from inference.trace import Trace
+    from inference.travel import Way
 
 Decision = Tensor | bool  # (n,) bool, or the same for all samples
 
@@ -61,12 +62,17 @@ class Policy:
             ValueError: thresholds of the wrong number or outside their range; thresholds that are not set.
         """
 
-    def begin(self, images: Tensor | None, state: State) -> None:
-        """Puts into ``state.memory`` what it wants to remember of each sample.
+    def overhead(self, costs: NetworkCosts) -> int:
+        """MACs it spends on every sample before the network begins."""
+        return 0
 
-        Args:
-            images: (n, C, H, W); None in replay.
-        """
+    @property
+    def with_foresight(self) -> Policy:
+        """The policy whose exits an oracle foresees."""
+        return self
+
+    def begin(self, way: Way, state: State) -> None:
+        """Puts into ``state.memory`` what it wants to remember of each sample, and adds what it spends on that."""
 
     def wants(self, k: int, state: State) -> Decision:
         """Which samples at exit k need its head."""
@@ -164,7 +170,7 @@ class Patience(Policy):
         if type(self.patience) is not int or not 1 <= self.patience <= most:
             raise ValueError(f"Expected policy.patience from 1 to {most}, got {self.patience}.")
 
-    def begin(self, images: Tensor | None, state: State) -> None:
+    def begin(self, way: Way, state: State) -> None:
         state.memory["label"] = torch.full_like(state.spent, -1)
         state.memory["agreed"] = torch.zeros_like(state.spent)
 

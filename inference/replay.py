@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inference.budget import Budget
-from inference.executor import Prediction, answers, travel
 from inference.policies import Policy
+from inference.predicted import Predicted
 from inference.thresholds import Thresholds
 from inference.trace import Trace
+from inference.travel import Prediction, answers, travel
 
 BLOCK = 2**21  # elements of a block of points x samples
 
@@ -23,20 +24,35 @@ class Outcome(NamedTuple):
     Attributes:
         prediction: what became of each sample.
         heads: (N, samples) bool, whether each head was computed for it.
+        predicted: whether the Exit Predictor was asked.
     """
 
     prediction: Prediction
     heads: Tensor
+    predicted: bool = False
 
-    def cost(self, trace: Trace, convention: str = "macs") -> Tensor:
-        """(samples,) int64, spent on each sample."""
-        return spent(trace, self.prediction.exit, self.heads, convention)
+    def cost(self, trace: Trace, kind: str = "macs") -> Tensor:
+        """(samples,) int64, spent on each sample; of a kind of ``kinds``."""
+        return spent(trace, self.prediction.exit, self.heads, kind, self.predicted)
 
 
-def spent(trace: Trace, exit: Tensor, heads: Tensor, convention: str) -> Tensor:
-    """Cost (samples,) of leaving at ``exit`` (samples,), from 1, with the ``heads`` (N, samples) that were computed."""
-    way = trace.segments[convention].cumsum(0).gather(0, exit[None] - 1)[0]
-    return way + (trace.heads[convention] * heads).sum(0)
+def kinds(trace: Trace) -> list[str]:
+    """Costs that a trace knows: in each convention all (``macs``) and what is spent on the device (``device_macs``)."""
+    return [*trace.costs, *(f"device_{convention}" for convention in trace.costs)]
+
+
+def spent(trace: Trace, exit: Tensor, heads: Tensor, kind: str, predicted: bool = False) -> Tensor:
+    """Cost (samples,) of leaving at ``exit`` (samples,), from 1, with the ``heads`` (N, samples) that were computed.
+
+    Args:
+        kind: one of ``kinds``.
+        predicted: whether the Exit Predictor was asked.
+    """
+    convention, last = kind.removeprefix("device_"), trace.num_exits
+    way, own = trace.segments[convention].cumsum(0), trace.heads[convention] * heads
+    if kind != convention and last > 1:  # of those that cross the cut, up to it
+        exit, own = exit.clamp(max=last - 1), own[:-1]
+    return way.gather(0, exit[None] - 1)[0] + own.sum(0) + predicted * trace.costs[convention].predictor
 
 
 class TraceWay:
@@ -46,6 +62,12 @@ class TraceWay:
         self.trace = trace
         self.rows = torch.arange(len(trace))
         self.computed = torch.zeros(trace.num_exits, len(trace), dtype=torch.bool)
+        self.predicted = False
+
+    def predict(self) -> tuple[Tensor, int]:
+        assert self.trace.predictions is not None  # or the policy's check would have refused
+        self.predicted = True
+        return self.trace.predictions[:, self.rows].T, self.trace.costs["macs"].predictor
 
     def advance(self, k: int) -> Tensor:
         return self.trace.segments["macs"][k - 1, self.rows]
@@ -68,7 +90,7 @@ def replay(policy: Policy, trace: Trace) -> Outcome:
     policy.check(trace.costs["macs"], trace.num_classes)
     way = TraceWay(trace)
     prediction = travel(policy, way, trace.costs["macs"], len(trace))
-    return Outcome(prediction, way.computed)
+    return Outcome(prediction, way.computed, way.predicted)
 
 
 @dataclass(frozen=True)
@@ -78,7 +100,7 @@ class Curve:
     Attributes:
         values: (P, D) float64, what tells them apart.
         accuracy: (P,) float64, from 0 to 1.
-        costs: by convention, (P,) float64, average of an image.
+        costs: by kind, (P,) float64, average of an image.
         shares: (P, N) float64, of the samples leaving at each exit.
         lost: (P,) int64, samples answered wrong where the last exit is right.
     """
@@ -93,64 +115,86 @@ class Curve:
 def curve(policy: Policy, values: Tensor, trace: Trace) -> Curve:
     """Replays the points ``policy.at(row)`` for the rows of ``values`` (P, D); thresholds as tensor operations."""
     inner = policy.within if isinstance(policy, Budget) and policy.macs is not None else policy
-    if isinstance(inner, Thresholds):
-        longest = replay(policy.at([inner.never] * (trace.num_exits - 1)), trace)
+    if isinstance(inner, Thresholds) and not (inner is not policy and isinstance(inner, Predicted)):
+        farthest = inner.farthest(trace.num_exits)
+        longest = replay(replace(policy, within=farthest) if isinstance(policy, Budget) else farthest, trace)
         return _as_curve(values, _threshold_sums(inner, values, trace, longest), trace)
     sums = [_sums(replay(policy.at(row), trace), trace) for row in values.tolist()]
     return _as_curve(values, torch.stack(sums), trace)
 
 
-def _columns(trace: Trace, exit: Tensor, heads: Tensor) -> Tensor:
-    """(samples, 2 + conventions) float64 of leaving at ``exit`` (samples,): right, lost, and each cost."""
+def _columns(trace: Trace, exit: Tensor, heads: Tensor, predicted: bool) -> Tensor:
+    """(samples, 2 + kinds) float64 of leaving at ``exit`` (samples,): right, lost, and each cost."""
     right = trace.correct.gather(0, exit[None] - 1)[0]
     lost = trace.correct[-1] & ~right
-    return torch.stack([right, lost, *(spent(trace, exit, heads, name) for name in trace.costs)], 1).double()
+    costs = [spent(trace, exit, heads, kind, predicted) for kind in kinds(trace)]
+    return torch.stack([right, lost, *costs], 1).double()
 
 
 def _sums(outcome: Outcome, trace: Trace) -> Tensor:
     """Of one point: the sums of ``_columns``, then how many leave at each exit."""
     exit = outcome.prediction.exit
     counts = torch.bincount(exit - 1, minlength=trace.num_exits).double()
-    return torch.cat([_columns(trace, exit, outcome.heads).sum(0), counts])
+    return torch.cat([_columns(trace, exit, outcome.heads, outcome.predicted).sum(0), counts])
 
 
 def _threshold_sums(rule: Thresholds, values: Tensor, trace: Trace, longest: Outcome) -> Tensor:
-    """The sums of ``_sums`` (P, 2 + conventions + N), a block of points at a time.
+    """The sums of ``_sums`` (P, 2 + kinds + N), a block of points at a time.
 
-    Everybody is taken to go as far as can be, and what leaving at an earlier exit changes is added.
+    Everybody is taken to go as far as can be with all heads computed, and what leaving at an earlier exit or passing a
+    head by changes is added.
 
     Args:
         longest: with thresholds that nobody passes: a budget may end a sample's way, or leave heads out, even then.
     """
-    samples, end = len(trace), longest.prediction.exit
-    worth = _worth(trace, end, longest.heads)
-    sums = worth.sum(0).repeat(len(values), 1)
-    early = []
-    for k, score in enumerate(rule.scores(trace), start=1):
-        may = longest.heads[k - 1] & (end > k)
-        heads = longest.heads & (torch.arange(trace.num_exits) < k)[:, None]
-        gain = _worth(trace, torch.full((samples,), k), heads) - worth
-        early.append((may, score, gain))
+    samples, early = len(trace), trace.num_exits - 1
+    exits = [_AtExit(k, score, trace, longest) for k, score in enumerate(rule.scores(trace), start=1)]
+    sums = _worth(trace, longest.prediction.exit, longest.heads, longest.predicted).sum(0).repeat(len(values), 1)
     thresholds = values.float()
     step = max(1, BLOCK // samples)
     for start in range(0, len(values), step):
         rows = slice(start, start + step)
         on_the_way = torch.ones(len(thresholds[rows]), samples, dtype=torch.bool)
-        for k, (may, score, gain) in enumerate(early):
-            leaves = rule.passes(score, thresholds[rows, k : k + 1]) & may
-            sums[rows] += (leaves & on_the_way).double() @ gain
+        for k, exit in enumerate(exits):
+            leaves = rule.passes(exit.score, thresholds[rows, k : k + 1]) & exit.may
+            if isinstance(rule, Predicted):
+                assert trace.predictions is not None
+                wanted = trace.predictions[k] >= thresholds[rows, early + k : early + k + 1]
+                sums[rows] -= (on_the_way & ~wanted).double() @ exit.head
+                leaves &= wanted
+            sums[rows] += (leaves & on_the_way).double() @ exit.gain
             on_the_way &= ~leaves
     return sums
 
 
-def _worth(trace: Trace, exit: Tensor, heads: Tensor) -> Tensor:
+class _AtExit:
+    """What an early exit k changes for each sample.
+
+    Attributes:
+        score: (samples,), what thresholds are compared with.
+        may: (samples,) bool, whether it can leave here at all.
+        gain: (samples, columns of sums) of leaving here rather than going on.
+        head: (samples, columns of sums) of computing the head.
+    """
+
+    def __init__(self, k: int, score: Tensor, trace: Trace, longest: Outcome):
+        end, heads, predicted = longest.prediction.exit, longest.heads, longest.predicted
+        self.score, self.may = score, heads[k - 1] & (end > k)
+        computed, others = torch.arange(trace.num_exits) < k, torch.arange(trace.num_exits) != k - 1
+        whole = _worth(trace, end, heads, predicted)
+        here = torch.full_like(end, k)
+        self.gain = _worth(trace, here, heads & computed[:, None], predicted) - whole
+        self.head = whole - _worth(trace, end, heads & others[:, None], predicted)
+
+
+def _worth(trace: Trace, exit: Tensor, heads: Tensor, predicted: bool) -> Tensor:
     """What a sample that leaves at ``exit`` adds to the sums: (samples, columns of sums)."""
     here = torch.nn.functional.one_hot(exit - 1, trace.num_exits).double()
-    return torch.cat([_columns(trace, exit, heads), here], 1)
+    return torch.cat([_columns(trace, exit, heads, predicted), here], 1)
 
 
 def _as_curve(values: Tensor, sums: Tensor, trace: Trace) -> Curve:
-    names, samples = list(trace.costs), len(trace)
+    names, samples = kinds(trace), len(trace)
     costs = {name: sums[:, 2 + i] / samples for i, name in enumerate(names)}
     return Curve(values, sums[:, 0] / samples, costs, sums[:, 2 + len(names) :] / samples, sums[:, 1].round().long())
 
@@ -170,7 +214,7 @@ def oracle(policy: Policy, trace: Trace) -> Outcome:
 
     The worked example of section III of the Exit Predictor paper.
     """
-    return _foreseen(trace, replay(policy, trace).prediction.exit)
+    return _foreseen(trace, replay(policy.with_foresight, trace).prediction.exit)
 
 
 def label_oracle(trace: Trace) -> Outcome:
@@ -187,4 +231,5 @@ def label_oracle(trace: Trace) -> Outcome:
 def _foreseen(trace: Trace, exit: Tensor) -> Outcome:
     heads = torch.arange(1, trace.num_exits + 1)[:, None] == exit
     label, confidence = answers(trace.logits[exit - 1, torch.arange(len(trace))])
-    return Outcome(Prediction(label, confidence, exit, spent(trace, exit, heads, "macs")), heads)
+    costs = (spent(trace, exit, heads, kind) for kind in ("macs", "device_macs"))
+    return Outcome(Prediction(label, confidence, exit, *costs), heads)

@@ -46,16 +46,7 @@ class Thresholds(Policy):
         Raises:
             ValueError: another number of them, or none.
         """
-        each = self.thresholds
-        if _is_number(each):
-            return [float(each)] * (exits - 1)  # type: ignore[arg-type]
-        if not isinstance(each, Sequence) or isinstance(each, str) or not all(map(_is_number, each)):
-            raise ValueError(f"Expected policy.thresholds: one number, or {exits - 1}, one an early exit; got {each}.")
-        if len(each) != exits - 1:
-            raise ValueError(
-                f"Expected {exits - 1} thresholds, one for each early exit of {exits} exits, got {list(each)}."
-            )
-        return [float(threshold) for threshold in each]
+        return one_each(self.thresholds, exits, "policy.thresholds")
 
     def check(self, costs: NetworkCosts, num_classes: int) -> None:
         low, high = self.span
@@ -132,6 +123,10 @@ class Thresholds(Policy):
         """The thresholds that these scores (float32) only just pass."""
         return score
 
+    def farthest(self, exits: int) -> Self:
+        """The point of the family at which nobody leaves early and every head is computed."""
+        return replace(self, thresholds=[self.never] * (exits - 1))
+
     def sequence(self, num_classes: int, costs: NetworkCosts) -> Tensor:
         """One threshold for all exits, from ``never`` on; the steps are finer where it is careful."""
         away = 10 ** -torch.linspace(7, 0, STEPS, dtype=torch.float64)
@@ -147,6 +142,26 @@ class Thresholds(Policy):
 
     def describe(self) -> dict[str, Any]:
         return {"policy": self.name, "thresholds": self.thresholds}
+
+
+def one_each(given: float | Sequence[float] | None, exits: int, key: str) -> list[float]:
+    """A number for each early exit of a network with so many exits, from one number for all or from one each.
+
+    Args:
+        key: what to call it.
+
+    Raises:
+        ValueError: another number of them, or none.
+    """
+    if _is_number(given):
+        return [float(given)] * (exits - 1)  # type: ignore[arg-type]
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(map(_is_number, given)):
+        raise ValueError(f"Expected {key}: one number, or {exits - 1}, one an early exit; got {given}.")
+    if len(given) != exits - 1:
+        raise ValueError(
+            f"Expected {exits - 1} thresholds, one for each early exit of {exits} exits, as {key}, got {list(given)}."
+        )
+    return [float(number) for number in given]
 
 
 def _is_number(value: object) -> bool:

@@ -31,6 +31,7 @@ class Trace:
         segments: by convention (``macs``, ``ptflops``), (N, samples) int64: the backbone from the exit before to each.
         heads: by convention, (N, samples) int64: each exit's own classifier.
         costs: by convention, the same of the network as it stands, nothing skipped.
+        predictions: (N - 1, samples) float32, the Exit Predictor's scores; None without one.
         extras: what the data set knows of each sample besides, (samples,) by name.
         about: where it comes from.
     """
@@ -40,6 +41,7 @@ class Trace:
     segments: Mapping[str, Tensor]
     heads: Mapping[str, Tensor]
     costs: Mapping[str, NetworkCosts]
+    predictions: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,9 +80,9 @@ class Trace:
         """Some of the samples."""
         segments, heads = ({n: v[:, index] for n, v in part.items()} for part in (self.segments, self.heads))
         extras = {name: value[index] for name, value in self.extras.items()}
-        return replace(
-            self, logits=self.logits[:, index], labels=self.labels[index], segments=segments, heads=heads, extras=extras
-        )
+        predictions = None if self.predictions is None else self.predictions[:, index]
+        logits, labels = self.logits[:, index], self.labels[index]
+        return Trace(logits, labels, segments, heads, self.costs, predictions, extras, self.about)
 
 
 @torch.inference_mode()
@@ -102,23 +104,37 @@ def record(
     """
     network.eval()
     costs = {convention: network_costs(network, convention) for convention in ("macs", "ptflops")}
-    logits, rest = [], []
+    logits, predictions, rest = [], [], []
     for images, *known in batches:
         logits.append(torch.stack([z.float() for z in network(images)]).cpu())
+        if network.predictor is not None:
+            predictions.append(network.predictor.scores(images).T.cpu())
         rest.append([value.cpu() for value in known])
     if not logits or not sum(z.shape[1] for z in logits):
         raise ValueError("Expected at least one image to evaluate on, the split is empty.")
     stacked = torch.cat(logits, 1)
     _require_numbers(stacked)
     labels, *more = (torch.cat(column) for column in zip(*rest, strict=True))
-    samples = len(labels)
-    segments = {name: _each(cost.segments, samples) for name, cost in costs.items()}
-    heads = {name: _each(cost.heads, samples) for name, cost in costs.items()}
-    return Trace(stacked, labels, segments, heads, costs, dict(zip(extras, more, strict=True)), about or {})
+    scores = torch.cat(predictions, 1) if predictions else None
+    return assembled(stacked, labels, costs, scores, dict(zip(extras, more, strict=True)), about or {})
+
+
+def assembled(
+    logits: Tensor,
+    labels: Tensor,
+    costs: Mapping[str, NetworkCosts],
+    predictions: Tensor | None = None,
+    extras: Mapping[str, Tensor] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Trace:
+    """A trace of a network whose segments and heads cost every sample the same; see ``Trace``."""
+    segments = {name: _each(cost.segments, len(labels)) for name, cost in costs.items()}
+    heads = {name: _each(cost.heads, len(labels)) for name, cost in costs.items()}
+    return Trace(logits, labels, segments, heads, costs, predictions, extras or {}, about or {})
 
 
 def _each(costs: Sequence[int], samples: int) -> Tensor:
-    return torch.tensor(costs, dtype=torch.int64)[:, None].repeat(1, samples)
+    return torch.tensor(costs, dtype=torch.int64)[:, None].expand(-1, samples)
 
 
 def _require_numbers(logits: Tensor) -> None:
@@ -135,6 +151,7 @@ def _require_numbers(logits: Tensor) -> None:
 def write_trace(path: str | Path, trace: Trace) -> None:
     """Writes safetensors whose header holds, as JSON, the format, the static costs and where the trace comes from."""
     tensors = {"logits": trace.logits, "labels": trace.labels}
+    tensors |= {} if trace.predictions is None else {"predictions": trace.predictions}
     tensors |= {f"segments/{name}": value for name, value in trace.segments.items()}
     tensors |= {f"heads/{name}": value for name, value in trace.heads.items()}
     tensors |= {f"extras/{name}": value for name, value in trace.extras.items()}
@@ -160,7 +177,8 @@ def read_trace(path: str | Path) -> Trace:
             raise ValueError(header["format"])
         costs = {name: NetworkCosts(**_tuples(cost)) for name, cost in header["costs"].items()}
         parts = {room: _under(room, tensors) for room in ("segments", "heads", "extras")}
-        return Trace(tensors["logits"], tensors["labels"], **parts, costs=costs, about=header["about"])
+        predictions, about = tensors.get("predictions"), header["about"]
+        return Trace(tensors["logits"], tensors["labels"], **parts, costs=costs, predictions=predictions, about=about)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"Expected a trace ({FORMAT}) in {path}, got another file or a damaged one: {error}."

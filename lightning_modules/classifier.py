@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -45,14 +46,18 @@ class Classifier(pl.LightningModule):
             part.requires_grad_(True)
 
     def trained(self) -> list[nn.Module]:
-        """The parts this phase trains."""
-        return [self.network]
+        """The parts this phase trains: by default the backbone and the heads."""
+        return [self.network.chain, self.network.heads]
 
     def logits(self, images: Tensor) -> list[Tensor]:
         """What the loss needs in training: by default the logits of every exit."""
         return self.network(images)
 
-    def loss(self, logits: list[Tensor], labels: Tensor) -> Tensor:
+    def targets(self, batch: Batch) -> Tensor:
+        """What the loss compares them with: by default the labels (N,)."""
+        return batch[1]
+
+    def loss(self, logits: list[Tensor], targets: Tensor) -> Tensor:
         """The objective for the logits (N, C) of the exits and labels (N,)."""
         raise NotImplementedError
 
@@ -62,9 +67,8 @@ class Classifier(pl.LightningModule):
             part.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch[:2]
-        loss = self.loss(self.logits(images), labels)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
+        loss = self.loss(self.logits(batch[0]), self.targets(batch))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -78,7 +82,8 @@ class Classifier(pl.LightningModule):
 
     def _evaluated(self, batch: Batch) -> dict[str, Any]:
         images, labels = batch[:2]
-        return {"logits": self.network(images), "labels": labels}
+        known = {"logits": self.network(images), "labels": labels}
+        return known if self.network.predictor is None else known | {"scores": self.network.predictor.scores(images)}
 
     def fresh_optimizer(self) -> Optimizer:
         """A fresh optimizer of the trained parameters."""
@@ -97,3 +102,13 @@ class Classifier(pl.LightningModule):
         known = {"total_steps": total_steps, "max_lr": [group["lr"] for group in optimizer.param_groups]}
         takes = inspect.signature(self.make_scheduler).parameters
         return self.make_scheduler(optimizer, **{name: value for name, value in known.items() if name in takes})
+
+
+class Frozen(Classifier):
+    """Trains nothing: for validation and test alone."""
+
+    def __init__(self, network: EarlyExitNetwork):
+        super().__init__(network, make_optimizer=torch.optim.SGD)
+
+    def trained(self) -> list[nn.Module]:
+        return []

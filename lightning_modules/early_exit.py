@@ -70,8 +70,8 @@ class Joint(Classifier):
         super().__init__(network, **options)
         self.weights = loss_weights(weights, network.num_exits)
 
-    def loss(self, logits: list[Tensor], labels: Tensor) -> Tensor:
-        losses = [weight * F.cross_entropy(z, labels) for weight, z in zip(self.weights, logits, strict=True)]
+    def loss(self, logits: list[Tensor], targets: Tensor) -> Tensor:
+        losses = [weight * F.cross_entropy(z, targets) for weight, z in zip(self.weights, logits, strict=True)]
         return torch.stack(losses).sum()
 
 
@@ -101,5 +101,5 @@ class OneExit(Classifier):
             feature = self.network.chain.run(images, stop=self.network.taps[self.exit - 1])
         return [self.network.heads[self.exit - 1](feature)]
 
-    def loss(self, logits: list[Tensor], labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits[0], labels)
+    def loss(self, logits: list[Tensor], targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits[0], targets)

@@ -17,5 +17,5 @@ class Plain(Classifier):
     def logits(self, images: Tensor) -> list[Tensor]:
         return [self.network.chain(images)]
 
-    def loss(self, logits: list[Tensor], labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits[-1], labels)
+    def loss(self, logits: list[Tensor], targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits[-1], targets)

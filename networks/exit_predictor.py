@@ -38,8 +38,8 @@ class ExitPredictor(nn.Module):
         return self.layers(images)
 
     def scores(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to s (N, early exits) from 0 to 1 (equation 7)."""
-        return self(images).sigmoid()
+        """Images (N, C, H, W) to s (N, early exits), float32 from 0 to 1 (equation 7)."""
+        return self(images).float().sigmoid()
 
 
 class SqueezeExcitation(nn.Module):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from networks.chain import Chain
+from networks.exit_predictor import ExitPredictor
 from networks.heads import Head, Tap, build_head
 
 # (blocks in each stage, MACs from the image up to each tap from 1 on) -> the taps, rising
@@ -109,15 +111,23 @@ class EarlyExitNetwork(nn.Module):
         chain: the backbone.
         taps: rising; tap k lies after k blocks.
         heads: one for each tap, feature (N, c, h, w) to logits (N, num_classes).
+        predictor: says from the image which early exits are worth computing; None for none.
     """
 
-    def __init__(self, chain: Chain, taps: Sequence[int] = (), heads: Sequence[nn.Module] = ()):
+    def __init__(
+        self,
+        chain: Chain,
+        taps: Sequence[int] = (),
+        heads: Sequence[nn.Module] = (),
+        predictor: ExitPredictor | None = None,
+    ):
         super().__init__()
         self.chain = chain
         self.taps = checked_taps(taps, len(chain.blocks))
         if len(heads) != len(taps):
             raise ValueError(f"Expected a head for each of {len(taps)} taps, got {len(heads)}.")
         self.heads = nn.ModuleList(heads)
+        self.predictor = predictor
 
     @property
     def num_exits(self) -> int:
@@ -125,7 +135,18 @@ class EarlyExitNetwork(nn.Module):
         return len(self.taps) + 1
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Images (N, C, H, W) to the logits (N, num_classes) of every exit, computed in one pass."""
+        """Images (N, C, H, W) to the logits (N, num_classes) of every exit, computed in one pass.
+
+        The predictor is not asked.
+        """
+        logits, feature = self.on_device(x)
+        return [*logits, self.chain.run(feature, self.taps[-1] if self.taps else 0)]
+
+    def on_device(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Images (N, C, H, W) to the logits (N, num_classes) of the early exits, and the feature at the cut.
+
+        The cut is the tap of the last early exit, tap 0 without one.
+        """
         logits = []
         x = self.chain.run(x, stop=0)
         start = 0
@@ -133,14 +154,19 @@ class EarlyExitNetwork(nn.Module):
             x = self.chain.run(x, start, tap)
             logits.append(head(x))
             start = tap
-        return [*logits, self.chain.run(x, start)]
+        return logits, x
 
 
-def with_exits(chain: Chain, taps: Sequence[int], head: Head) -> EarlyExitNetwork:
+def with_exits(
+    chain: Chain, taps: Sequence[int], head: Head, predictor: Callable[..., ExitPredictor] | None = None
+) -> EarlyExitNetwork:
     """Attaches a head of one kind to each tap.
 
+    Args:
+        predictor: makes one from the number of exits and ``input_shape``.
+
     Raises:
-        ValueError: a tap twice or outside the chain.
+        ValueError: a tap twice or outside the chain; a predictor for no early exit.
     """
     taps = checked_taps(taps, len(chain.blocks))
     shapes = chain.tap_shapes() if taps else ()
@@ -148,4 +174,33 @@ def with_exits(chain: Chain, taps: Sequence[int], head: Head) -> EarlyExitNetwor
         build_head(head, Tap(chain.blocks[tap - 1], shapes[tap], exit, chain.num_classes))
         for exit, tap in enumerate(taps, start=1)
     ]
-    return EarlyExitNetwork(chain, taps, heads)
+    guide = None if predictor is None else predictor(len(taps) + 1, input_shape=chain.input_shape)
+    return EarlyExitNetwork(chain, taps, heads, guide)
+
+
+class _Unanswered(nn.Module):
+    """Stands where the server would answer: zeros for logits."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return feature.new_zeros(len(feature), self.num_classes)
+
+
+def device_part(network: EarlyExitNetwork) -> EarlyExitNetwork:
+    """What a device runs: everything before the cut, its modules shared. Exit N answers with zeros at no cost.
+
+    Raises:
+        ValueError: a network without an early exit, which has no cut.
+    """
+    if not network.taps:
+        raise ValueError("Expected a network with an early exit, got none: it has no cut.")
+    chain, cut = network.chain, network.taps[-1]
+    stages = [info.stage for info in chain.info[:cut]]
+    lengths = [stages.count(stage) for stage in dict.fromkeys(stages)]
+    head = _Unanswered(chain.num_classes)
+    blocks: list[Any] = list(chain.blocks)[:cut]
+    front = Chain(chain.stem, blocks, head, lengths, chain.input_shape, chain.num_classes)
+    return EarlyExitNetwork(front, network.taps, list(network.heads), network.predictor)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from costs.network import tap_macs
 from datamodules.image_data import ImageData
+from inference.policies import Policy
+from inference.thresholds import Confidence
 from lightning_modules.classifier import Classifier
 from networks.chain import Chain
 from networks.exits import EarlyExitNetwork, with_exits
+from networks.pruning import pruned
+from running.earlier_run import require_same
 from running.hardware import pick_precision
-from running.phases import Phase
+from running.phases import Choosing, Phase, Training
 from storage.run_directory import RunDirectory
 from storage.weights import read_weights, start_from
 
@@ -33,6 +38,7 @@ class Run:
 
     data: ImageData
     network: EarlyExitNetwork
+    policy: Policy
     phases: Sequence[Phase]
     callbacks: Sequence[Any]
     loggers: Sequence[Any]
@@ -72,12 +78,17 @@ def prepare(cfg: DictConfig) -> None:
         cfg.trainer.precision = pick_precision(cfg.trainer.accelerator)
 
 
-def load_weights(source: str | None, network: EarlyExitNetwork, run_dir: RunDirectory) -> None:
-    """Starts the network from earlier weights, unless the run has checkpoints of its own.
+def load_weights(cfg: DictConfig, network: EarlyExitNetwork, run_dir: RunDirectory) -> None:
+    """Starts the network from earlier weights or an earlier run, unless the run has checkpoints of its own.
 
     Raises:
-        OSError, ValueError: no such file, no weights in it, or those of another backbone.
+        OSError, ValueError: no such file, no weights in it, or those of another backbone; an earlier run that is not
+            finished, or of other settings.
     """
+    earlier = OmegaConf.select(cfg, "method.from_run")
+    if earlier is not None:
+        require_same(cfg, earlier)
+    source = cfg.weights if earlier is None else earlier
     if source is None or run_dir.checkpoints:
         return
     if not isinstance(source, str):
@@ -111,17 +122,33 @@ def record(cfg: DictConfig, data: ImageData) -> None:
 
 
 def build_network(cfg: DictConfig, num_classes: int, input_shape: tuple[int, int, int]) -> EarlyExitNetwork:
-    """The backbone with its exits, in the numerical precision asked for.
+    """The backbone with its exits and predictor, in the numerical precision asked for; nothing is pruned yet.
 
     Raises:
-        ValueError: a geometry, an exit place or a precision that cannot be.
+        ValueError: a geometry, an exit place, a predictor or a precision that cannot be.
     """
     bits = (cfg.precision.weight_bits, cfg.precision.act_bits)
     if bits != (32, 32):
         raise ValueError(f"Expected precision.weight_bits=32 and act_bits=32 (precision=fp32), got {bits}.")
     chain: Chain = built(cfg.backbone, num_classes=num_classes, input_shape=input_shape)
     places, head = built(cfg.method.exits), built(cfg.method.heads)
-    return with_exits(chain, places(chain.stage_lengths, tap_macs(chain)), head)
+    predictor = built(node) if (node := OmegaConf.select(cfg, "method.predictor")) else None
+    return with_exits(chain, places(chain.stage_lengths, tap_macs(chain)), head, predictor)
+
+
+def shaped(cfg: DictConfig, network: EarlyExitNetwork) -> EarlyExitNetwork:
+    """The network as the method has it: pruned, where it prunes.
+
+    Raises:
+        ValueError: a ratio that cannot be, or nothing to prune.
+    """
+    ratio = OmegaConf.select(cfg, "method.pruning.ratio")
+    return network if ratio is None else pruned(network, ratio)
+
+
+def build_policy(cfg: DictConfig) -> Policy:
+    """What a run begins with."""
+    return Confidence(cfg.callbacks.exit_metrics.confidence_threshold)
 
 
 def build_data(cfg: DictConfig) -> ImageData:
@@ -132,20 +159,32 @@ def build_data(cfg: DictConfig) -> ImageData:
 def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
     """The method's phases in order; one marked ``each_exit`` becomes one phase an early exit.
 
+    One marked ``gives_run`` is left out where ``method.from_run`` has its result; so is one of no epoch, if it is
+    marked ``optional``.
+
     Raises:
         ValueError: a length of no epoch, or no phase at all.
     """
-    phases = []
-    for name, node in cfg.method.phases.items():
-        exits = range(1, network.num_exits) if node.each_exit else [None]
-        epochs = _epochs(str(name), node, cfg.epochs, len(exits))
-        for exit in exits:
-            given = {} if exit is None else {"exit": exit}
-            label = str(name) if exit is None else f"{name}_{exit}"
-            phases.append(Phase(label, epochs, _module_factory(cfg, node, given)))
-    if not phases:
+    phases: list[Phase] = []
+    from_run = OmegaConf.select(cfg, "method.from_run")
+    nodes = {str(name): node for name, node in cfg.method.phases.items() if node is not None}
+    for name, node in nodes.items():
+        if "choice" in node:
+            phases.append(Choosing(name, built(node.choice)))
+        elif not (node.get("gives_run") and from_run) and not (node.get("optional") and node.epochs == 0):
+            phases += _trainings(cfg, name, node, network)
+    if not nodes:
         raise ValueError("Expected at least one phase in method.phases, got none.")
     return phases
+
+
+def _trainings(cfg: DictConfig, name: str, node: DictConfig, network: EarlyExitNetwork) -> Iterator[Training]:
+    exits = range(1, network.num_exits) if node.get("each_exit") else [None]
+    epochs = _epochs(name, node, cfg.epochs, len(exits))
+    for exit in exits:
+        given = {} if exit is None else {"exit": exit}
+        label = name if exit is None else f"{name}_{exit}"
+        yield Training(label, epochs, _module_factory(cfg, node, given))
 
 
 def _epochs(phase: str, node: DictConfig, total: int, parts: int) -> int:
@@ -160,10 +199,12 @@ def _module_factory(cfg: DictConfig, node: DictConfig, given: dict[str, Any]) ->
     optimizer = built(cfg.optimizer, **changes)
     scheduler = None if cfg.scheduler.make is None else built(cfg.scheduler.make)
     objective = built(node.objective)
+    takes_policy = "policy" in inspect.signature(objective).parameters
 
-    def module(network: EarlyExitNetwork) -> Classifier:
+    def module(network: EarlyExitNetwork, policy: Policy) -> Classifier:
         return objective(
             network=network,
+            **({"policy": policy} if takes_policy else {}),
             make_optimizer=optimizer,
             make_scheduler=scheduler,
             interval=cfg.scheduler.interval,

@@ -13,14 +13,17 @@ from figures.run import curves_figure, exit_figure, exit_rows
 
 
 def result_table(metrics: Mapping[str, float], title: str) -> Table:
-    """The test metrics by exit: accuracy on all images, cost of leaving there, share that leaves there."""
+    """The test metrics by exit: accuracy on all images, cost of leaving there, share that leaves there.
+
+    The device ends after the last early exit.
+    """
     table = Table(title=title, title_justify="left")
-    for column in ("exit", "accuracy", "MACs", "share"):
+    for column in ("exit", "accuracy", "MACs", "on device", "on server", "share"):
         table.add_column(column, justify="right")
     *exits, adaptive = exit_rows(metrics)
     for row in (*exits, adaptive):
-        cells = (f"{row.accuracy:.4f}", f"{row.macs / 1e6:.2f} M", f"{row.share:.1%}")
-        table.add_row(row.exit, *cells, end_section=row is exits[-1])
+        costs = [f"{macs / 1e6:.2f} M" for macs in (row.macs, row.device, row.server)]
+        table.add_row(row.exit, f"{row.accuracy:.4f}", *costs, f"{row.share:.1%}", end_section=row is exits[-1])
     return table
 
 
@@ -28,4 +31,7 @@ def write_figures(metrics: Mapping[str, float], folder: Path, cfg: DictConfig) -
     """``figures/exits.png``: what each exit achieves and costs. ``figures/curves.png``: the accuracies in training."""
     title = f"{cfg.backbone.name}, {cfg.method.name}, {cfg.dataset.name}"
     save(exit_figure(metrics, title), folder / "figures" / "exits.png")
-    save(curves_figure(folder / "metrics.csv"), folder / "figures" / "curves.png")
+    with (folder / "metrics.csv").open() as file:
+        trained = "train/loss" in next(file)
+    if trained:
+        save(curves_figure(folder / "metrics.csv"), folder / "figures" / "curves.png")

@@ -32,10 +32,14 @@ EXEMPT = (
 )
 
 
+POINT = "operating_point.json"
+
+
 class RunDirectory:
     """Holds a run's files, each of which is whole or not there.
 
-    ``config.yaml``, ``metrics.json``, ``network.safetensors``, ``metrics.csv`` and ``checkpoints/<phase>.ckpt``.
+    ``config.yaml``, ``metrics.json``, ``network.safetensors``, ``metrics.csv``, ``checkpoints/<phase>.ckpt``, and
+    ``operating_point.json`` where the method chooses one.
     """
 
     def __init__(self, path: str | Path):
@@ -134,6 +138,28 @@ class RunDirectory:
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         """Flat, sorted by name. Written last: it is what marks a run as finished."""
         self._write("metrics.json", json.dumps(dict(sorted(metrics.items())), indent=2) + "\n")
+
+    def operating_point(self, phase: str | None = None) -> dict[str, Any] | None:
+        """The policy that a phase chose, in plain numbers; by default the last, the run's own. None for none.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        target = self.path / POINT
+        try:
+            noted: dict[str, Any] = json.loads(target.read_text())
+            return noted.get(phase) if phase is not None else list(noted.values())[-1]
+        except FileNotFoundError:
+            return None
+        except (ValueError, AttributeError, IndexError) as error:
+            raise ValueError(f"{target} is damaged; put it back, or run the method again elsewhere.") from error
+
+    def note_operating_point(self, phase: str, content: Mapping[str, Any]) -> None:
+        """Adds what a phase chose, which then is the run's own."""
+        target = self.path / POINT
+        noted = json.loads(target.read_text()) if target.exists() else {}
+        noted.pop(phase, None)
+        self._write(POINT, json.dumps({**noted, phase: content}, indent=2) + "\n")
 
     def write_network(self, state: Mapping[str, Tensor]) -> None:
         """The weights."""

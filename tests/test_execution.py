@@ -19,11 +19,12 @@ from torch import Tensor
 
 from costs.network import NetworkCosts
 from inference.budget import Budget
-from inference.executor import Executor, Prediction
+from inference.executor import Executor
 from inference.policies import FixedExit, Never, Patience, Policy
 from inference.replay import curve, replay
 from inference.thresholds import Confidence, Entropy, Margin
 from inference.trace import Trace, read_trace, record, write_trace
+from inference.travel import Prediction
 from networks.backbones.resnet import cifar_resnet
 from networks.exits import EarlyExitNetwork, with_exits
 from networks.heads import light

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import train
 from callbacks.metrics_csv import KEYS
-from lightning_modules import early_exit
 from running.assembly import build_network
 from running.command_line import Refused
 from running.hardware import pick_precision
@@ -36,10 +36,13 @@ def test_a_method_leaves_a_whole_run_directory(method: str, tmp_path, capsys) ->
     network = build_network(cfg, len(cfg.images.classes), tuple(cfg.images.shape))
     network.load_state_dict(load_file(tmp_path / "network.safetensors"))
     exits = range(1, network.num_exits + 1)
-    names = {f"test/exit_{k}/{name}" for k in exits for name in ("acc", "fraction", "macs", "ptflops")}
-    assert set(metrics) == names | {"test/acc", "test/macs", "test/ptflops"}
+    costs = [f"{part}{convention}" for part in ("", "device_", "server_") for convention in ("macs", "ptflops")]
+    names = {f"test/exit_{k}/{name}" for k in exits for name in ("acc", "fraction", *costs)}
+    early = {f"test/exit_{k}/confidence_threshold" for k in exits[:-1]}
+    assert names | early | {"test/acc", *(f"test/{name}" for name in costs)} <= set(metrics)
     assert sum(metrics[f"test/exit_{k}/fraction"] for k in exits) == pytest.approx(1)
-    assert len(list((tmp_path / "checkpoints").iterdir())) == (1 if "separate" not in method else 3)
+    phases = {"early_exit_separate": 3, "exit_predictor": 2}
+    assert len(list((tmp_path / "checkpoints").iterdir())) == phases.get(method, 1)
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
     assert tuple(header[:3]) == KEYS
     assert {"train/loss", "train/images_per_s", "val/acc", "val/exit_1/acc", "val/exit_1/fraction"} <= set(header)
@@ -107,6 +110,7 @@ def timeless(folder: Path) -> list[dict[str, str]]:
             ["method=early_exit", "optimizer=adamw", "scheduler.interval=epoch"],
         ),
         ("early_exit.OneExit", 2, METHODS["early_exit_separate"]),  # at the start of the last phase
+        ("exit_predictor.Distillation", 1, METHODS["exit_predictor"]),  # after a phase that chooses
     ],
 )
 def test_a_run_goes_on_where_it_stopped_as_if_it_had_not(objective, call, method, tmp_path, monkeypatch) -> None:
@@ -114,12 +118,12 @@ def test_a_run_goes_on_where_it_stopped_as_if_it_had_not(objective, call, method
     whole = run(tmp_path / "whole", *command)
     calls = iter(range(100))
     target = f"lightning_modules.{objective}.loss"
-    original = getattr(getattr(early_exit, objective.split(".")[1]), "loss")  # noqa: B009
+    original = get_object(target)
 
-    def stops(self, logits, labels):
+    def stops(self, logits, targets):
         if next(calls) == call:
             raise Interrupted
-        return original(self, logits, labels)
+        return original(self, logits, targets)
 
     with monkeypatch.context() as patch:
         patch.setattr(target, stops)
