@@ -11,7 +11,7 @@ from figures.look import ADAPTIVE, INK, MARKERS, PALE, Point, dress, place_label
 from figures.tradeoff import unit_of
 
 WARM = (ADAPTIVE, "#e69f00", "#cc79a7", "#882255")
-BELOW = 0.03  # accuracy; how far below the others a pruned network is still drawn
+BELOW = 0.01  # accuracy; how far below the others a pruned network is still drawn
 
 
 class Line(NamedTuple):

@@ -79,7 +79,7 @@ class Predicted(Confidence):
         """
         early, exits = trace.num_exits - 1, trace.num_exits
         if self.thresholds is None:
-            lambdas = super().candidates(trace, points if self.prediction is not None else max(1, points // 2))
+            lambdas = Confidence().candidates(trace, points if self.prediction is not None else max(1, points // 2))
             if self.prediction is not None:
                 return self._joined(lambdas, _row(self.gammas(exits)))
             levels = self._levels_of_gamma(trace, max(2, round(points**0.5)))
@@ -115,7 +115,7 @@ class Predicted(Confidence):
     def sequence(self, num_classes: int, costs: NetworkCosts) -> Tensor:
         """λ as for the confidence alone, γ as it is set, or 0."""
         exits = len(costs.heads)
-        lambdas = super().sequence(num_classes, costs)
+        lambdas = Confidence().sequence(num_classes, costs)
         if self.thresholds is not None:
             lambdas = _row(self.each(exits))
         return self._joined(lambdas, _row([0.0] * (exits - 1) if self.prediction is None else self.gammas(exits)))

@@ -120,11 +120,16 @@ def test_runs_are_told_apart(run: Path, tmp_path: Path) -> None:
     assert found == ["resnet20 early_exit exit_predictor", "resnet20 early_exit light", "resnet20 plain"]
 
 
-def test_every_policy_and_calibration_of_the_config_can_be_evaluated(run: Path) -> None:
+def test_every_policy_and_calibration_of_the_config_can_be_evaluated(run: Path, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="Expected a network with an Exit Predictor for policy=predicted, this one has"):
+        evaluated(f"run={run}", "policy=predicted")
+    options = ["dataset=image_folder", f"dataset.root={images}", f"dataset.cache_dir={tmp_path / 'cache'}"]
+    method = ["method=exit_predictor", "method/predictor=fcs_only", "method.phases.choose.choice.points=100"]
+    train.train(composed(*SMALL, *options, "backbone=resnet8", *method), tmp_path / "predicted")
     policies, calibrations = (sorted((evaluate.CONF / group).glob("*.yaml")) for group in ("policy", "calibration"))
     assert len(policies) > 6
     for policy in policies:
-        folder = evaluated(f"run={run}", f"policy={policy.stem}")
+        folder = evaluated(f"run={tmp_path / 'predicted'}", f"policy={policy.stem}")
         table = pd.read_csv(folder / "curve.csv")
         assert set(table[table.point == "candidate"].policy) == {policy.stem}
     for calibration in calibrations:
