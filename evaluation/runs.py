@@ -34,6 +34,7 @@ ROOMS = ("networks", "datamodules", "inference", "lightning_modules", "callbacks
 TELLING = (
     "method.predictor.name",
     "method.pruning.ratio",
+    "method.phases.fine_tune.epochs",
     "method.heads._target_",
     "method.exits",
     "dataset.name",
@@ -41,6 +42,8 @@ TELLING = (
     "optimizer.lr",
     "seed",
 )
+
+NAMED = {"method.phases.fine_tune.epochs": "tuned for "}  # what a value is called
 
 
 @dataclass(frozen=True)
@@ -192,22 +195,27 @@ def _digest(file: Path) -> str:
 
 
 def labels(paths: Sequence[Path], configs: Sequence[DictConfig], adaptive: Sequence[bool]) -> list[str]:
-    """Backbone and method of each run, and as much more as tells them apart; heads and places where there are any."""
-    parts = [[config.backbone.name, config.method.name] for config in configs]
+    """Backbone and method of each run, and as much more as tells it from others; heads and places where it has any."""
+    texts = [f"{config.backbone.name} {config.method.name}" for config in configs]
     for key in TELLING:
-        values = [_short(OmegaConf.select(config, key)) for config in configs]
-        if len({tuple(part) for part in parts}) < len(parts) and len(set(values)) > 1:
-            name = "" if key.startswith("method") else f"{key.removeprefix('optimizer.').removesuffix('.name')} "
-            told = [exits or not key.startswith("method") for exits in adaptive]
-            parts = [
-                [*part, f"{name}{value}"] if tell else part
-                for part, value, tell in zip(parts, values, told, strict=True)
-            ]
-    texts = [" ".join(map(str, part)) for part in parts]
+        values = [OmegaConf.select(config, key) for config in configs]
+        alike: dict[str, list[int]] = {}
+        for i, text in enumerate(texts):
+            alike.setdefault(text, []).append(i)
+        for group in alike.values():
+            if len({_short(values[i]) for i in group}) > 1:
+                for i in group:
+                    if values[i] is not None and (adaptive[i] or not key.startswith("method")):
+                        texts[i] += f" {_named(key)}{_short(values[i])}"
     return [
         text if texts.count(text) == 1 else f"{text} {_own_part(path, paths)}"
         for text, path in zip(texts, paths, strict=True)
     ]
+
+
+def _named(key: str) -> str:
+    name = "" if key.startswith("method") else f"{key.removeprefix('optimizer.').removesuffix('.name')} "
+    return NAMED.get(key, name)
 
 
 def _own_part(path: Path, paths: Sequence[Path]) -> str:
