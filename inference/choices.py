@@ -14,7 +14,7 @@ from inference.calibration import cheapest
 from inference.policies import Policy
 from inference.predicted import Predicted
 from inference.replay import curve, replay
-from inference.thresholds import Confidence, Thresholds
+from inference.thresholds import Confidence
 from inference.trace import Trace
 
 GRID = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999)
@@ -52,10 +52,13 @@ class ConfidenceThresholds:
     grid: Sequence[float] = GRID
 
     def __post_init__(self) -> None:
-        if not self.grid or not all(0 <= value <= 1 for value in self.grid):
+        numbers = not isinstance(self.grid, str) and all(isinstance(value, int | float) for value in self.grid)
+        if not numbers or not self.grid or not all(0 <= value <= 1 for value in self.grid):
             raise ValueError(f"Expected a grid of confidence thresholds from 0 to 1, got {list(self.grid)}.")
 
     def check(self, costs: NetworkCosts, num_classes: int) -> Confidence:
+        if len(costs.heads) < 2:
+            raise ValueError("Expected an early exit to choose a confidence threshold for, got none.")
         policy = Confidence(self.grid[0] if self.thresholds is None else self.thresholds)
         policy.check(costs, num_classes)
         return policy
@@ -87,7 +90,7 @@ class PredictionThresholds:
         points: combinations that are tried, about.
 
     Raises:
-        ValueError: a share that is not above 0 and at most 1, or no point.
+        ValueError: a share that is not above 0 and at most 1, or no point; on use, a policy of another kind than λ.
     """
 
     prediction: float | Sequence[float] | None = None
@@ -106,7 +109,8 @@ class PredictionThresholds:
         return policy
 
     def __call__(self, policy: Policy, trace: Trace) -> Predicted:
-        assert isinstance(policy, Thresholds)
+        if not isinstance(policy, Confidence):
+            raise ValueError(f"Expected confidence thresholds to choose γ for, got policy {policy.name}.")
         lambdas = policy.each(trace.num_exits)
         if self.prediction is not None:
             return Predicted(lambdas, self.prediction)

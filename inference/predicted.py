@@ -72,7 +72,7 @@ class Predicted(Confidence):
         return state.memory["prediction"][:, k - 1] >= gamma
 
     def candidates(self, trace: Trace, points: int) -> Tensor:
-        """λ and γ together, those that are open: λ as for the confidence alone, γ between each exit's scores.
+        """λ and γ together, those that are open: λ as for the confidence alone, γ at quantiles of each exit's scores.
 
         Where both are open they are drawn at random, with a fixed seed, after the λ with γ = 0, which computes all
         heads. Where λ is set, γ takes all combinations.

@@ -116,6 +116,8 @@ def record(
     _require_numbers(stacked)
     labels, *more = (torch.cat(column) for column in zip(*rest, strict=True))
     scores = torch.cat(predictions, 1) if predictions else None
+    if scores is not None and not torch.isfinite(scores).all():
+        raise ValueError("Expected numbers from the Exit Predictor, got NaN; were these weights trained to their end?")
     return assembled(stacked, labels, costs, scores, dict(zip(extras, more, strict=True)), about or {})
 
 
@@ -178,6 +180,8 @@ def read_trace(path: str | Path) -> Trace:
         costs = {name: NetworkCosts(**_tuples(cost)) for name, cost in header["costs"].items()}
         parts = {room: _under(room, tensors) for room in ("segments", "heads", "extras")}
         predictions, about = tensors.get("predictions"), header["about"]
+        if predictions is None and costs["macs"].predictor:
+            raise KeyError("predictions")
         return Trace(tensors["logits"], tensors["labels"], **parts, costs=costs, predictions=predictions, about=about)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -64,9 +64,9 @@ def travel(policy: Policy, way: Way, costs: NetworkCosts, count: int, device: to
         device: where the way computes.
     """
     state = State(costs, torch.zeros(count, dtype=torch.int64, device=device))
+    way = _Checked(way)
     policy.begin(way, state)
     gone: list[Leaving] = []
-    way = _Checked(way)
     rows: Tensor | None = None
     for k in range(1, len(costs.heads) + 1):
         last = k == len(costs.heads)

@@ -126,6 +126,8 @@ class EarlyExitNetwork(nn.Module):
         self.taps = checked_taps(taps, len(chain.blocks))
         if len(heads) != len(taps):
             raise ValueError(f"Expected a head for each of {len(taps)} taps, got {len(heads)}.")
+        if predictor is not None and not taps:
+            raise ValueError("Expected an early exit for the Exit Predictor, got none.")
         self.heads = nn.ModuleList(heads)
         self.predictor = predictor
 
