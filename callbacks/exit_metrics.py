@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torchmetrics import Accuracy, MeanMetric, Metric
+from torchmetrics import Accuracy, Metric
 
 from costs.network import NetworkCosts, network_costs
 from inference.policies import Policy
@@ -56,7 +56,7 @@ class ExitMetrics(pl.Callback):
             names = [f"exit_{k}/acc" for k in exits]
             self.metrics.update({n: Accuracy("multiclass", num_classes=network.chain.num_classes) for n in names})
             means = ["acc", *(f"exit_{k}/fraction" for k in exits), "macs", "device_macs", "ptflops", "device_ptflops"]
-            self.metrics.update({name: _exact_mean(pl_module.device) for name in means})
+            self.metrics.update({name: _Mean(pl_module.device) for name in means})
         for metric in self.metrics.values():
             metric.to(pl_module.device)
 
@@ -70,8 +70,7 @@ class ExitMetrics(pl.Callback):
         values |= {f"exit_{k}/fraction": outcome.prediction.exit == k for k in range(1, len(logits) + 1)}
         values["acc"] = outcome.prediction.label == labels
         for name, value in values.items():
-            metric = self.metrics[name]
-            metric.update(value.to(_exact(metric.device)).to(metric.device))
+            self.metrics[name].update(value)
         for k, z in enumerate(outputs["logits"], start=1):
             self.metrics[f"exit_{k}/acc"].update(z.float(), outputs["labels"])
 
@@ -132,7 +131,21 @@ def _exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _exact_mean(device: torch.device) -> MeanMetric:
-    mean = MeanMetric()
-    mean.set_dtype(_exact(device))
-    return mean
+class _Mean(Metric):
+    """A mean that keeps every digit; torchmetrics' own goes through fp32."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=_exact(device)), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        """Adds values (n,)."""
+        self.total += values.to(self.total.dtype).sum().to(self.total.device)
+        self.count += len(values)
+
+    def compute(self) -> Tensor:
+        return self.total / self.count

@@ -79,7 +79,8 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
 
 def _markdown(metrics: Mapping[str, float]) -> str:
-    lines = ["| exit | accuracy | MACs | share |", "|---|---|---|---|"]
+    lines = ["| exit | accuracy | MACs | on device | on server | share |", "|---|---|---|---|---|---|"]
     for row in exit_rows(metrics):
-        lines.append(f"| {row.exit} | {row.accuracy:.4f} | {row.macs / 1e6:.2f} M | {row.share:.1%} |")
+        macs = " | ".join(f"{count / 1e6:.2f} M" for count in (row.macs, row.device, row.server))
+        lines.append(f"| {row.exit} | {row.accuracy:.4f} | {macs} | {row.share:.1%} |")
     return "\n".join(lines)

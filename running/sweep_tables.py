@@ -14,6 +14,7 @@ from figures.sweep import sweep_figure
 from storage.files import written_aside
 
 STATE = ["job", "status", "reason"]
+SHOWN = ("test/acc", "test/macs", "test/device_macs", "test/server_macs")
 
 
 def read_jobs(folder: Path) -> pd.DataFrame:
@@ -45,10 +46,14 @@ def swept(jobs: pd.DataFrame) -> list[str]:
     return [key for key in keys if jobs[key].nunique(dropna=False) > 1] or keys
 
 
-def shown_metrics(jobs: pd.DataFrame) -> list[str]:
+def shown_metrics(jobs: pd.DataFrame, exits: bool = True) -> list[str]:
     """The metrics to look at first: accuracy and MACs as run, then the accuracy of each exit."""
-    first = [name for name in ("test/acc", "test/macs") if name in jobs]
-    return first + sorted(name for name in jobs if name.startswith("test/exit_") and name.endswith("/acc"))
+    first = [name for name in SHOWN if name in jobs]
+    return (
+        first
+        if not exits
+        else first + sorted(name for name in jobs if name.startswith("test/exit_") and name.endswith("/acc"))
+    )
 
 
 def over_seeds(jobs: pd.DataFrame) -> pd.DataFrame | None:
@@ -92,25 +97,25 @@ def write_tables(jobs: pd.DataFrame, folder: Path) -> None:
 def print_tables(jobs: pd.DataFrame, folder: Path) -> None:
     """On the terminal, what ``sweep.md`` says without the single exits, and the reasons line by line."""
     console = Console()
-    console.print(_rich(_shown(jobs, 2).drop(columns="reason", errors="ignore"), f"Sweep {folder}"))
+    console.print(_rich(_shown(jobs, exits=False).drop(columns="reason", errors="ignore"), f"Sweep {folder}"))
     if (means := over_seeds(jobs)) is not None:
-        console.print(_rich(_plus_minus(means, 2), "Mean ± standard deviation over seeds"))
+        console.print(_rich(_plus_minus(means, exits=False), "Mean ± standard deviation over seeds"))
     for job in jobs[jobs.reason != ""].itertuples():
         print(f"job {job.job} {job.status}: {job.reason}")
 
 
-def _shown(jobs: pd.DataFrame, metrics: int | None = None) -> pd.DataFrame:
+def _shown(jobs: pd.DataFrame, exits: bool = True) -> pd.DataFrame:
     table = jobs[["job", *swept(jobs), "status"]].fillna("")
-    for name in shown_metrics(jobs)[:metrics]:
+    for name in shown_metrics(jobs, exits):
         table[_title(name)] = [_number(name, value) for value in jobs[name]]
     return table.assign(reason=jobs.reason) if (jobs.reason != "").any() else table
 
 
-def _plus_minus(means: pd.DataFrame, first: int | None = None) -> pd.DataFrame:
+def _plus_minus(means: pd.DataFrame, exits: bool = True) -> pd.DataFrame:
     keys = [name for name in means if not name.startswith("test/")]
     table = means[keys].copy()
     metrics = [name.removesuffix("/mean") for name in means if name.endswith("/mean")]
-    for name in shown_metrics(pd.DataFrame(columns=metrics))[:first]:
+    for name in shown_metrics(pd.DataFrame(columns=metrics), exits):
         pairs = zip(means[f"{name}/mean"], means[f"{name}/std"], strict=True)
         table[_title(name)] = [
             "-" if pd.isna(mean) else f"{_number(name, mean)} ± {_number(name, std)}" for mean, std in pairs

@@ -12,14 +12,16 @@ import pytest
 import torch
 import yaml
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 import train
 from callbacks.metrics_csv import KEYS
-from running.assembly import build_network
+from networks.exits import EarlyExitNetwork
+from running.assembly import build_network, build_phases
 from running.command_line import Refused
 from running.hardware import pick_precision
+from running.phases import Training
 from tests.cases import BACKBONES, METHODS, SMALL
 from tests.conftest import ROOT, composed
 
@@ -192,17 +194,36 @@ def test_bf16_is_picked_only_where_it_is_fast(monkeypatch) -> None:
 
 def test_experiments_are_the_papers_and_the_command_line_beats_them() -> None:
     names = [path.stem for path in (ROOT / "conf/experiment/exit_predictor").glob("[!_]*.yaml")]
-    assert len(names) == 6
+    names = [name for name in names if "jpeg" not in name]
+    assert len(names) == 7
     for name in names:
         cfg = composed(f"experiment=exit_predictor/{name}")
-        backbone, _, dataset = name.rpartition("_")
-        assert (cfg.backbone.name, cfg.dataset.name, cfg.epochs) == (backbone, dataset, 220)
+        backbone, _, dataset = name.removesuffix("_three_exits").rpartition("_")
+        assert (cfg.backbone.name, cfg.dataset.name) == (backbone, dataset)
+        assert lengths(cfg) == {"early_exit": 220, "predictor": 220}
         optimizer = {key: cfg.optimizer[key] for key in ("lr", "weight_decay")}
         assert optimizer == {"lr": 0.1, "weight_decay": 5e-4}
+        assert cfg.method.phases.predictor.optimizer.weight_decay == 2e-4
         assert cfg.dataset.batch_size == 128
-        assert cfg.method.phases.joint.objective.weights == "exit_predictor"
+        assert cfg.method.phases.early_exit.objective.weights == "exit_predictor"
         assert cfg.scheduler.make.final_lr == 1e-4
         assert cfg.scheduler.make.hold * 220 == pytest.approx(20, abs=1e-4)
         assert cfg.scheduler.make.warmup * 220 == pytest.approx(1, abs=1e-3)
-    changed = composed("experiment=exit_predictor/resnet44_cifar10", "backbone=resnet20", "epochs=3", "dataset=digits")
-    assert (changed.backbone.depth, changed.epochs, changed.dataset.name) == (20, 3, "digits")
+    changed = composed("experiment=exit_predictor/resnet44_cifar10", "backbone=resnet20", "epochs=4", "dataset=digits")
+    assert (changed.backbone.depth, changed.dataset.name) == (20, "digits")
+    assert lengths(changed) == {"early_exit": 2, "predictor": 2}
+    for depth in (20, 44):
+        cfg = composed(f"experiment=exit_predictor/resnet{depth}_cifar10_jpeg", "dataset.root=x")
+        assert (cfg.backbone.depth, cfg.dataset.name) == (depth, "cifar10-jpeg")
+        assert lengths(cfg) == {"early_exit": 12, "predictor": 6}
+    three = built_network(composed("experiment=exit_predictor/resnet44_cifar100_three_exits"))
+    assert (three.taps, three.predictor.layers[-1].out_features) == ((1, 4, 8), 3)
+
+
+def built_network(cfg: DictConfig) -> EarlyExitNetwork:
+    return build_network(cfg, 100, (3, 32, 32))
+
+
+def lengths(cfg: DictConfig) -> dict[str, int]:
+    network = build_network(cfg, 10, (3, 32, 32))
+    return {phase.name: phase.epochs for phase in build_phases(cfg, network) if isinstance(phase, Training)}
