@@ -66,7 +66,7 @@ def evaluate(cfg: DictConfig) -> Path:
             run.network.to(machine.device)
             val, test = (trace(run, split, source, machine, cfg.retrace) for split in SPLITS)
             results.append(evaluated(run, val, test, plan))
-        comparison = compare(results, settings, plan.cost)
+        comparison = compare(results, settings, plan)
     with refusing_failures(folder):
         leave(results, comparison, plan, images, machine, folder, cfg)
     Console().print(printed(results, plan))

@@ -77,6 +77,7 @@ def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
         prepare,
         shaped,
     )
+    from running.course import require_choices
     from running.phases import check
 
     prepare(cfg)
@@ -87,6 +88,7 @@ def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
     network = shaped(cfg, network)
     callbacks, loggers = build_callbacks(cfg.callbacks), build_callbacks(cfg.logger)
     policy, phases = build_policy(cfg), build_phases(cfg, network)
+    require_choices(phases, run_dir)
     processes = check(phases, network, policy, cfg.trainer, ready=bool(cfg.method.get("from_run")))
     data.setup()
     return Run(data, network, policy, phases, callbacks, loggers, processes)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Accuracy, Metric
 
+from callbacks.finite_loss import NonFiniteLoss
 from costs.network import NetworkCosts, network_costs
 from inference.policies import Policy
 from inference.predicted import Predicted
@@ -65,7 +66,10 @@ class ExitMetrics(pl.Callback):
         logits = torch.stack([z.float().cpu() for z in outputs["logits"]])
         predictions = outputs["scores"].T.float().cpu() if "scores" in outputs else None
         trace = assembled(logits, labels, self.costs, predictions)
-        outcome = replay(self.policy, trace)
+        try:
+            outcome = replay(self.policy, trace)
+        except ValueError as error:
+            raise NonFiniteLoss(f"{error} Lower optimizer.lr, in a new run directory.") from error
         values = {kind: outcome.cost(trace, kind) for kind in kinds(trace)}
         values |= {f"exit_{k}/fraction": outcome.prediction.exit == k for k in range(1, len(logits) + 1)}
         values["acc"] = outcome.prediction.label == labels

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from costs.network import network_costs
 from evaluation.on_device import Settings
@@ -51,7 +51,10 @@ def build_settings(cfg: DictConfig) -> Settings:
         ValueError: a value outside its range.
     """
     node = cfg.on_device
-    return Settings(list(node.lambdas), node.at, node.more)
+    if not isinstance(node, DictConfig):
+        raise ValueError(f"Expected on_device to have lambdas, at and more, got {node}.")
+    lambdas = node.lambdas
+    return Settings(list(lambdas) if isinstance(lambdas, ListConfig) else lambdas, node.at, node.more)
 
 
 def check(runs: Sequence[TrainedRun], plan: Plan) -> None:

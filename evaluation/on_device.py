@@ -6,14 +6,15 @@ The comparisons of section V-B of the Exit Predictor paper: figures 7 to 9 and t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from evaluation.results import Cost, Result
+from evaluation.results import Cost, Plan, Result
 from inference.choices import PredictionThresholds
 from inference.policies import Policy
 from inference.predicted import Predicted
@@ -43,6 +44,8 @@ class Settings:
     more: float = 0.02
 
     def __post_init__(self) -> None:
+        if isinstance(self.lambdas, str) or not isinstance(self.lambdas, Sequence):
+            raise ValueError(f"Expected on_device.lambdas to be a list of confidence thresholds, got {self.lambdas}.")
         for value in (*self.lambdas, self.at):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(
@@ -107,6 +110,7 @@ class Comparison:
         cost: axis, on the device.
         plain: label and accuracy of networks without early exits.
         more: see ``Settings``.
+        chosen_on: the split that γ was chosen on.
         times: where they are measured, of a contender by its label and λ: by batch size, the time of the on-device
             network as a share of that of the early exits alone.
     """
@@ -118,6 +122,7 @@ class Comparison:
     cost: Cost
     plain: Mapping[str, float]
     more: float
+    chosen_on: str = "val"
     times: Mapping[tuple[str, Lambdas], Mapping[int, float]] = field(default_factory=dict)
 
     @property
@@ -131,18 +136,24 @@ class Comparison:
         return next((contender for contender in self.contenders if contender.kind == "EE"), None)
 
 
-def compare(results: Sequence[Result], settings: Settings, cost: Cost) -> Comparison | None:
-    """The comparison of runs with as many exits as the first that has an Exit Predictor, or else is pruned.
+def compare(results: Sequence[Result], settings: Settings, plan: Plan) -> Comparison | None:
+    """The comparison of the runs of one early-exit network: that of the first with an Exit Predictor, or else pruned.
 
-    None where there is neither. γ is chosen for each λ on the calibration split, by the rule of figure 7.
+    None where there is neither; runs of other networks are named and left out. γ is chosen for each λ on the
+    calibration split, by the rule of figure 7.
     """
+    cost = plan.cost
     first = [result for result in results if result.test.predictions is not None or _ratio(result)]
     if not first:
         return None
     first.sort(key=lambda result: result.test.predictions is None)
     early = first[0].test.num_exits - 1
-    compared = [result for result in results if result.test.num_exits == early + 1]
-    points = [result.run.point for result in compared]
+    compared = [result for result in results if _same_network(result, first[0])]
+    for other in results:
+        if other.adaptive and not any(other is result for result in compared):
+            print(f"{other.run.label} is of another early-exit network and left out of the comparison on the device.")
+    # scaled by temperatures, confidences are not those that a run chose its λ for
+    points = [result.run.point for result in compared if set(result.temperatures) == {1.0}]
     own = {tuple(point.each(early + 1)) for point in points if isinstance(point, Thresholds)}
     shared = [(value,) * early for value in sorted({*settings.lambdas, settings.at})]
     lambdas = list(dict.fromkeys([*shared, *sorted(own)]))
@@ -153,9 +164,25 @@ def compare(results: Sequence[Result], settings: Settings, cost: Cost) -> Compar
         known = any(torch.equal(result.test.logits, other.logits) for other in seen)
         contenders += _contenders(result, lambdas, settings.more, cost, known, several)
         seen.append(result.test)
+    names = [contender.label for contender in contenders]
+    contenders = [
+        replace(one, label=f"{one.label} ({one.run})") if names.count(one.label) > 1 else one for one in contenders
+    ]
     plain = {result.run.label: result.exits[-1].accuracy for result in results if not result.adaptive}
     at = (float(settings.at),) * early
-    return Comparison(contenders, shared, at, sorted(own), cost.on_device, plain, settings.more)
+    return Comparison(contenders, shared, at, sorted(own), cost.on_device, plain, settings.more, plan.split)
+
+
+def _same_network(result: Result, first: Result) -> bool:
+    """Whether two runs have or began from the same trained early-exit network."""
+    if result.test.num_exits != first.test.num_exits or len(result.test) != len(first.test):
+        return False
+    return _origin(result) == _origin(first) or torch.equal(result.test.logits, first.test.logits)
+
+
+def _origin(result: Result) -> Path:
+    earlier = OmegaConf.select(result.run.config, "method.from_run")
+    return (result.run.path if earlier is None else Path(str(earlier)).expanduser()).resolve()
 
 
 def _ratio(result: Result) -> float:
@@ -176,7 +203,7 @@ def _contenders(
         return found
 
     if ratio:
-        tuned = bool(OmegaConf.select(result.run.config, "method.phases.fine_tune.epochs"))
+        tuned = OmegaConf.select(result.run.config, "method.phases.fine_tune.epochs") != 0
         label = f"EE, {100 * ratio:.3g} % pruned{', tuned' if tuned else ''}"
         return [Contender("pruned", label, run, ratio, tuned, places=swept(Confidence()))]
     found = []
@@ -195,9 +222,6 @@ def _guided(policy: Policy, lambdas: Lambdas, result: Result, more: float) -> Po
     confident = Confidence(list(lambdas))
     if not isinstance(policy, Predicted):
         return confident
-    point = result.run.point
-    if isinstance(point, Predicted) and tuple(point.each(len(lambdas) + 1)) == lambdas:
-        return point
     return PredictionThresholds(more=more)(confident, result.calibration)
 
 

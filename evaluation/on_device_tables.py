@@ -12,7 +12,7 @@ import pandas as pd
 from evaluation import report
 from evaluation.latency import SIZES
 from evaluation.on_device import Comparison, Contender, Lambdas, Place
-from evaluation.tables import amount
+from evaluation.tables import CHOSEN_ON, amount
 
 
 def frame(comparison: Comparison) -> pd.DataFrame:
@@ -22,11 +22,12 @@ def frame(comparison: Comparison) -> pd.DataFrame:
             {
                 "run": contender.run,
                 "network": contender.label,
+                "chosen_on": comparison.chosen_on,
                 **{f"threshold_{k}": value for k, value in enumerate(lambdas, 1)},
                 **{f"prediction_{k}": value for k, value in enumerate(place.gammas, 1)},
                 "test/acc": place.accuracy,
-                f"test/{comparison.cost.kind}": place.device,
-                f"test/{comparison.cost.whole.kind}": place.total,
+                f"test/{comparison.cost.kind}": place.device / comparison.cost.factor,
+                f"test/{comparison.cost.whole.kind}": place.total / comparison.cost.factor,
                 "test/reaching_last_exit": place.last,
                 **{f"test/exit_{k}/computed": share for k, share in enumerate(place.computed, 1)},
             }
@@ -41,18 +42,18 @@ def markdown(comparison: Comparison) -> str:
     parts = [f"# {comparison.cost.title}\n"]
     for lambdas in comparison.tabled:
         table = pd.DataFrame(rows(comparison, lambdas)).to_markdown(index=False, disable_numparse=True)
-        chosen = " (chosen by the run in validation)" if lambdas in comparison.own else ""
+        chosen = " (chosen by a run in validation)" if lambdas in comparison.own else ""
         parts.append(f"## λ = {_listed(lambdas)}{chosen}\n\n{table}\n")
     parts.append(
         f"γ: fewest on the device with less than {100 * comparison.more:.3g} % of the samples more at the last exit, "
-        "chosen on the calibration split. Saved: against the early exits alone, with the standard error of the "
+        f"{CHOSEN_ON[comparison.chosen_on]}. Saved: against the early exits alone, with the standard error of the "
         "difference in accuracy on the same images.\n"
     )
     return "\n".join(parts)
 
 
 def rows(comparison: Comparison, lambdas: Lambdas) -> list[dict[str, str]]:
-    """Every contender at one λ, against the early-exit network of its run."""
+    """Every contender at one λ, against the early exits alone."""
     title = comparison.cost.title
     found = []
     alone = comparison.alone

@@ -191,7 +191,7 @@ def _with_early_exits(result: Result, plan: Plan) -> Result:
     chosen: list[OperatingPoint] = []
     if plan.is_point:
         chosen.append(OperatingPoint("as given", policy))
-    if result.run.point is not None:
+    if result.run.point is not None and not plan.temperature:  # it is of confidences as they are
         chosen.append(OperatingPoint("the run's own", result.run.point, "chosen by its method, in validation"))
     for calibration in plan.calibrations.values():
         chosen += calibration(policy, choosing, seen)

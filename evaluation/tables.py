@@ -110,7 +110,8 @@ def printed(results: Sequence[Result], plan: Plan) -> Table:
     look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
     table = Table(title=title(results, plan), caption="\n".join(notes), caption_justify="left", **look)
     table.add_column("point", max_width=28)
-    for name in ("thresholds", "acc., %", plan.cost.title, "of full", "device", "% leaving"):
+    axis = plan.cost.title.replace(" on the device", ", dev.")
+    for name in ("thresholds", "acc., %", axis, "of full", *_beside(plan), "% leaving"):
         table.add_column(name, no_wrap=name != "thresholds", justify="right")
     for result in results:
         if len(results) > 1:
@@ -125,4 +126,10 @@ def printed(results: Sequence[Result], plan: Plan) -> Table:
 
 def _cut(row: Mapping[str, str], plan: Plan) -> list[str]:
     accuracy, share = row["accuracy"].partition(" ±")[0], row["of full"].removesuffix(" %")
-    return [row["thresholds"].replace(", ", " "), accuracy, row[plan.cost.title], share, row[PARTS[0]]]
+    parts = [row[PARTS[0]] for _ in _beside(plan)]
+    return [row["thresholds"].replace(", ", " "), accuracy, row[plan.cost.title], share, *parts]
+
+
+def _beside(plan: Plan) -> list[str]:
+    """What stands beside the axis on a terminal, where that is not of the device alone."""
+    return [] if plan.cost == plan.cost.on_device else ["device"]

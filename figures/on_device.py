@@ -34,7 +34,8 @@ def sweep_figure(lines: Sequence[Line], plain: Mapping[str, float], axis: str, t
     figure = sheet(5.2, title)
     axes = figure.subplots()
     unit, prefix = unit_of(max(x for line in lines for x, _ in line.points))
-    floor = min(y for line in lines if line.kind != "pruned" for _, y in line.points) - BELOW
+    shown = [line for line in lines if line.kind != "pruned"] or lines
+    floor = min(y for line in shown for _, y in line.points) - BELOW
     for line, look in zip(lines, _looks(lines), strict=True):
         x, y = [x / unit for x, _ in line.points], [100 * y for _, y in line.points]
         if max(y) < 100 * floor:
@@ -80,7 +81,8 @@ def ratios_figure(
     figure = sheet(5.0, title)
     axes = figure.subplots()
     series = {name: dict(sorted(ratios.items())) for name, ratios in pruned.items() if ratios}
-    unit, prefix = unit_of(max(x for x, _ in points.values()))
+    everything = [*points.values(), *(point for ratios in series.values() for point in ratios.values())]
+    unit, prefix = unit_of(max(x for x, _ in everything))
     named = [(name, point, ADAPTIVE if name.startswith("EE + EP") else INK) for name, point in points.items()]
     for (name, ratios), colour in zip(series.items(), ("#31688e", "#35b779"), strict=False):
         line = [*([points["EE"]] if "EE" in points else []), *ratios.values()]

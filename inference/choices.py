@@ -52,9 +52,11 @@ class ConfidenceThresholds:
     grid: Sequence[float] = GRID
 
     def __post_init__(self) -> None:
-        numbers = not isinstance(self.grid, str) and all(isinstance(value, int | float) for value in self.grid)
-        if not numbers or not self.grid or not all(0 <= value <= 1 for value in self.grid):
-            raise ValueError(f"Expected a grid of confidence thresholds from 0 to 1, got {list(self.grid)}.")
+        grid = self.grid if isinstance(self.grid, list | tuple) else ()
+        if not grid or not all(type(value) in (int, float) and 0 <= value <= 1 for value in grid):
+            raise ValueError(
+                f"Expected choice.grid to be a list of confidence thresholds from 0 to 1, got {self.grid}."
+            )
 
     def check(self, costs: NetworkCosts, num_classes: int) -> Confidence:
         if len(costs.heads) < 2:
@@ -99,9 +101,9 @@ class PredictionThresholds:
 
     def __post_init__(self) -> None:
         if isinstance(self.more, bool) or not isinstance(self.more, int | float) or not 0 < self.more <= 1:
-            raise ValueError(f"Expected more, a share of the samples, above 0 and at most 1, got {self.more}.")
+            raise ValueError(f"Expected choice.more, a share of the samples, above 0 and at most 1, got {self.more}.")
         if type(self.points) is not int or self.points < 1:
-            raise ValueError(f"Expected points of at least 1, got {self.points}.")
+            raise ValueError(f"Expected choice.points of at least 1, got {self.points}.")
 
     def check(self, costs: NetworkCosts, num_classes: int) -> Predicted:
         policy = Predicted(0.5, 0.5 if self.prediction is None else self.prediction)

@@ -32,11 +32,11 @@ def from_plain(content: Mapping[str, Any]) -> Policy:
     Raises:
         ValueError: no policy of that name, or other thresholds than it has.
     """
-    values = {name: _number(value) for name, value in content.items() if name != "policy"}
     try:
+        values = {name: _number(value) for name, value in content.items() if name != "policy"}
         return FAMILIES[content["policy"]](**values)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"Expected an operating point, got {dict(content)}.") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"Expected an operating point, got {content}.") from error
 
 
 def _number(value: Any) -> Any:

@@ -83,19 +83,27 @@ class Predicted(Confidence):
             if self.prediction is not None:
                 return self._joined(lambdas, _row(self.gammas(exits)))
             levels = self._levels_of_gamma(trace, max(2, round(points**0.5)))
-            generator = torch.Generator().manual_seed(0)
-            drawn = [column[torch.randint(len(column), (len(lambdas),), generator=generator)] for column in levels]
-            return torch.cat(
-                [self._joined(lambdas, torch.zeros(1, early)), self._joined(lambdas, torch.stack(drawn, 1))]
-            )
+            gammas = self._drawn(levels, len(lambdas))
+            return torch.cat([self._joined(lambdas, torch.zeros(1, early)), self._joined(lambdas, gammas)])
         gammas = _row(self.gammas(exits)) if self.prediction is not None else self.grid(trace, points)
         return self._joined(_row(self.each(exits)), gammas)
 
     def grid(self, trace: Trace, points: int) -> Tensor:
-        """γ (P, N - 1): all combinations of 0, infinity and quantiles of each exit's scores, about so many."""
+        """γ (P, N - 1): all combinations of 0, infinity and quantiles of each exit's scores, about so many.
+
+        Of more than so many combinations some are drawn at random, with a fixed seed, after the one that computes all.
+        """
         early = trace.num_exits - 1
-        count = max(2, math.floor(round(points ** (1 / early), 9)))
-        return torch.cartesian_prod(*self._levels_of_gamma(trace, count)).view(-1, early)
+        count = math.floor(round(points ** (1 / early), 9))
+        if count >= 2:
+            return torch.cartesian_prod(*self._levels_of_gamma(trace, count)).view(-1, early)
+        drawn = self._drawn(self._levels_of_gamma(trace, 5), points)
+        return torch.cat([torch.zeros(1, early, dtype=torch.float64), drawn])
+
+    @staticmethod
+    def _drawn(levels: Sequence[Tensor], rows: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.stack([level[torch.randint(len(level), (rows,), generator=generator)] for level in levels], 1)
 
     @staticmethod
     def _levels_of_gamma(trace: Trace, count: int) -> list[Tensor]:

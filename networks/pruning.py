@@ -57,7 +57,7 @@ def pruned(network: EarlyExitNetwork, ratio: float) -> EarlyExitNetwork:
     Raises:
         ValueError: another ratio, or a network without an early exit.
     """
-    if not 0 <= ratio < 1:
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise ValueError(f"Expected a pruning ratio of at least 0 and below 1, got {ratio}; the paper's is 0.1.")
     if not network.taps:
         raise ValueError("Expected a network with an early exit, got none: there is no on-device network to prune.")

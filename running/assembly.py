@@ -86,14 +86,19 @@ def load_weights(cfg: DictConfig, network: EarlyExitNetwork, run_dir: RunDirecto
             finished, or of other settings.
     """
     earlier = OmegaConf.select(cfg, "method.from_run")
-    if earlier is not None:
-        require_same(cfg, earlier)
+    if earlier is not None and cfg.weights is not None:
+        raise ValueError("Expected weights or method.from_run to start from, got both; leave one out.")
     source = cfg.weights if earlier is None else earlier
     if source is None or run_dir.checkpoints:
         return
+    if earlier is not None:
+        require_same(cfg, earlier)
     if not isinstance(source, str):
         raise ValueError(f"Expected weights to be a file or a run directory, got {source}.")
-    if fresh := start_from(network, read_weights(source), str(source)):
+    weights = read_weights(source)
+    if earlier is not None:  # a predictor of its own is not gone on with
+        weights = {name: value for name, value in weights.items() if not name.startswith("predictor.")}
+    if fresh := start_from(network, weights, str(source)):
         log.info("%s has no weights for %d tensors, which start untrained: %s, ...", source, len(fresh), fresh[0])
 
 
@@ -142,8 +147,9 @@ def shaped(cfg: DictConfig, network: EarlyExitNetwork) -> EarlyExitNetwork:
     Raises:
         ValueError: a ratio that cannot be, or nothing to prune.
     """
-    ratio = OmegaConf.select(cfg, "method.pruning.ratio")
-    return network if ratio is None else pruned(network, ratio)
+    if OmegaConf.select(cfg, "method.pruning") is None:
+        return network
+    return pruned(network, cfg.method.pruning.ratio)
 
 
 def build_policy(cfg: DictConfig) -> Policy:
@@ -160,14 +166,14 @@ def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
     """The method's phases in order; one marked ``each_exit`` becomes one phase an early exit.
 
     One marked ``gives_run`` is left out where ``method.from_run`` has its result; so is one of no epoch, if it is
-    marked ``optional``.
+    marked ``optional``, and what an experiment says of another method's phases.
 
     Raises:
         ValueError: a length of no epoch, or no phase at all.
     """
     phases: list[Phase] = []
     from_run = OmegaConf.select(cfg, "method.from_run")
-    nodes = {str(name): node for name, node in cfg.method.phases.items() if node is not None}
+    nodes = {str(n): node for n, node in cfg.method.phases.items() if node and {"objective", "choice"} & node.keys()}
     for name, node in nodes.items():
         if "choice" in node:
             phases.append(Choosing(name, built(node.choice)))

@@ -58,6 +58,7 @@ class Course:
     callbacks: Sequence[pl.Callback] = ()
     loggers: Sequence[Logger] = ()
     step: int = field(default=0, init=False)
+    last: int = field(default=0, init=False)
 
     def run(self, phases: Sequence[Phase]) -> dict[str, float]:
         """Carries out all phases and tests the result.
@@ -68,22 +69,24 @@ class Course:
         self._tell_policy()
         tested: tuple[pl.Trainer, Classifier] | None = None
         for i, phase in enumerate(phases):
-            self._begin(phase.name)
+            # what a phase that chooses logs, and the test after it, is counted on from the last Trainer's steps
+            chooses = isinstance(phase, Choosing)
+            self._begin(phase.name, self.step - self.last if chooses else self.step)
             later = any(self._checkpoint(other).exists() for other in phases[i + 1 :])
             if isinstance(phase, Choosing):
                 self._choose(phase, later)
             else:
                 tested = self._train(phase, i, later)
-        if tested is None:
-            self._begin("test")
         trainer, module = tested or (self._trainer(self.callbacks, self.loggers), Frozen(self.network))
+        if tested is None:
+            self._begin("test", self.step)
         results = trainer.test(module, datamodule=self.data, verbose=False)
         return {name: shortest(float(value)) for name, value in results[0].items()}
 
-    def _begin(self, phase: str) -> None:
+    def _begin(self, phase: str, first_step: int) -> None:
         for part in (*self.callbacks, *self.loggers):
             if hasattr(part, "begin_phase"):
-                part.begin_phase(phase, self.step)
+                part.begin_phase(phase, first_step)
 
     def _checkpoint(self, phase: Phase) -> Path:
         return self.run_dir.path / "checkpoints" / f"{phase.name}.ckpt"
@@ -96,7 +99,8 @@ class Course:
         trainer = phase_trainer(phase, index, folder, self.seed, options, [*self.callbacks, row], self.loggers)
         resumed = str(checkpoint) if checkpoint.exists() else None
         trainer.fit(module, datamodule=self.data, ckpt_path=resumed, weights_only=True)
-        self.step += trainer.global_step
+        self.last = trainer.global_step
+        self.step += self.last
         return trainer, module
 
     def _choose(self, phase: Choosing, later: bool) -> None:
@@ -124,7 +128,7 @@ class Course:
         right = (outcome.prediction.label == trace.labels).double().mean().item()
         values = {f"val/{kind}": outcome.cost(trace, kind).double().mean().item() for kind in kinds(trace)}
         for logger in self.loggers:
-            logger.log_metrics({"epoch": 0, "val/acc": right, **values}, 0)
+            logger.log_metrics({"epoch": 0, "val/acc": right, **values}, self.last)
         thresholds = "  ".join(
             f"{name} {' '.join(f'{float(value):.4g}' for value in each)}"
             for name, each in to_plain(policy).items()
@@ -143,6 +147,24 @@ class Course:
             enable_checkpointing=False,
             enable_model_summary=False,
         )
+
+
+def require_choices(phases: Sequence[Phase], run_dir: RunDirectory) -> None:
+    """Whether what earlier phases chose is still there where later ones have trained on it.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    trained = {path.stem for path in run_dir.checkpoints}
+    for i, phase in enumerate(phases):
+        if isinstance(phase, Choosing) and any(later.name in trained for later in phases[i + 1 :]):
+            noted = run_dir.operating_point(phase.name)
+            if noted is None:
+                raise ValueError(
+                    f"Expected operating_point.json in {run_dir.path} to say what phase {phase.name} chose; put it "
+                    "back, or choose another hydra.run.dir."
+                )
+            from_plain(noted)
 
 
 def phase_trainer(

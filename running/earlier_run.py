@@ -10,10 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from storage.run_directory import RunDirectory
 from storage.weights import NAME
 
-# with another split of the images, thresholds would be chosen on images that the network was trained on
-SAME = ("backbone", "method.exits", "method.heads", "precision", "dataset.name", "dataset.val_fraction",
-        "dataset.split_seed")  # fmt: skip
-NEVER_SAME = ("weights",)  # of a backbone: where it started
+SAME = ("backbone", "method.exits", "method.heads", "precision", "dataset")
+# a data set may be somewhere else, and be read or augmented otherwise; with another split of it thresholds would be
+# chosen on images that the network was trained on
+APART = ("weights", "root", "cache_dir", "num_workers", "batch_size", "eval_batch_size", "in_memory", "memory_limit",
+         "pad", "flip", "epochs")  # fmt: skip
 
 
 def require_same(cfg: DictConfig, earlier: Any) -> None:
@@ -30,8 +31,12 @@ def require_same(cfg: DictConfig, earlier: Any) -> None:
     for key in SAME:
         theirs, ours = (_flat(OmegaConf.select(config, key), key) for config in (stored, cfg))
         differing += [
-            f"{name}={theirs.get(name)}" for name in sorted(theirs | ours) if theirs.get(name) != ours.get(name)
+            f"{name}={theirs.get(name)}"
+            for name in sorted(theirs | ours)
+            if ours.get(name) != "auto" and theirs.get(name) != ours.get(name)
         ]
+    if OmegaConf.select(stored, "method.pruning") is not None:
+        raise ValueError(f"method.from_run={earlier} is a pruned network; choose the run that it was pruned from.")
     if differing:
         raise ValueError(
             f"method.from_run={earlier} is a run of another network or data set; it has {', '.join(differing[:4])}: "
@@ -44,6 +49,6 @@ def _flat(node: Any, key: str) -> dict[str, Any]:
         return {key: node}
     flat: dict[str, Any] = {}
     for name, value in node.items():
-        if name not in NEVER_SAME:
+        if name not in APART:
             flat |= _flat(value, f"{key}.{name!s}")
     return flat

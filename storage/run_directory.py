@@ -87,6 +87,7 @@ class RunDirectory:
         config.run_dir = str(self.path)  # the stored one may have been moved
         finished = self.path / "metrics.json"
         if not (self.checkpoints or finished.exists()):
+            (self.path / POINT).unlink(missing_ok=True)  # of weights that are not there
             return None  # nothing to lose
         stored = self.stored_config()
         for key, value in _flat(OmegaConf.to_container(config, resolve=True)):
@@ -157,7 +158,10 @@ class RunDirectory:
     def note_operating_point(self, phase: str, content: Mapping[str, Any]) -> None:
         """Adds what a phase chose, which then is the run's own."""
         target = self.path / POINT
-        noted = json.loads(target.read_text()) if target.exists() else {}
+        try:
+            noted = dict(json.loads(target.read_text()))
+        except (OSError, ValueError, TypeError):
+            noted = {}
         noted.pop(phase, None)
         self._write(POINT, json.dumps({**noted, phase: content}, indent=2) + "\n")
 

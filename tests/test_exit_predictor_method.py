@@ -185,7 +185,7 @@ def test_the_test_is_under_the_point_that_the_phases_chose(runs: Path) -> None:
         (["method.phases.choose.choice.more=0"], r"above 0 and at most 1, got 0"),
         (["method.phases.choose.choice.prediction=[0.1]"], r"Expected 2 thresholds, one for each early exit"),
         (["method.phases.calibrate.choice.thresholds=1.5"], r"from 0 to 1.*got 1.5"),
-        (["method.phases.calibrate.choice.grid=[]"], r"Expected a grid"),
+        (["method.phases.calibrate.choice.grid=[]"], r"Expected choice.grid to be a list"),
         (["method.phases.predictor=null"], r"No phase of the method trains the Exit Predictor"),
     ],
 )

@@ -228,7 +228,7 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
             with pytest.raises(ValueError, match=message + r".*\Z"):
                 policy.check(replace(COST, predictor=0) if "a network" in message else COST, 3)
     for more in (0, -0.1, 1.01, math.nan, INF, True, "2%"):
-        with pytest.raises(ValueError, match=r"\AExpected more, .* above 0 and at most 1, got .*\Z"):
+        with pytest.raises(ValueError, match=r"\AExpected choice\.more, .* above 0 and at most 1, got .*\Z"):
             PredictionThresholds(more=more)
     with pytest.raises(ValueError, match=r"\AExpected a network with an early exit for the Exit Predictor, got 1 .*\Z"):
         with_exits(vgg(11, 2), [], light, separable)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import train
 from callbacks.metrics_csv import KEYS
+from lightning_modules.early_exit import loss_weights
 from networks.exits import EarlyExitNetwork
 from running.assembly import build_network, build_phases
 from running.command_line import Refused
@@ -205,13 +206,18 @@ def test_experiments_are_the_papers_and_the_command_line_beats_them() -> None:
         assert optimizer == {"lr": 0.1, "weight_decay": 5e-4}
         assert cfg.method.phases.predictor.optimizer.weight_decay == 2e-4
         assert cfg.dataset.batch_size == 128
-        assert cfg.method.phases.early_exit.objective.weights == "exit_predictor"
+        exits = 4 if "three" in name else 3
+        assert cfg.method.phases.early_exit.objective.weights == "auto"
+        assert loss_weights("auto", exits) == loss_weights("exit_predictor", exits)
         assert cfg.scheduler.make.final_lr == 1e-4
         assert cfg.scheduler.make.hold * 220 == pytest.approx(20, abs=1e-4)
         assert cfg.scheduler.make.warmup * 220 == pytest.approx(1, abs=1e-3)
     changed = composed("experiment=exit_predictor/resnet44_cifar10", "backbone=resnet20", "epochs=4", "dataset=digits")
     assert (changed.backbone.depth, changed.dataset.name) == (20, "digits")
     assert lengths(changed) == {"early_exit": 2, "predictor": 2}
+    for method, phase in (("early_exit", "joint"), ("plain", "plain")):
+        alone = composed("experiment=exit_predictor/vgg16_bn_cifar10", f"method={method}", "epochs=220")
+        assert lengths(alone) == {phase: 220}
     for depth in (20, 44):
         cfg = composed(f"experiment=exit_predictor/resnet{depth}_cifar10_jpeg", "dataset.root=x")
         assert (cfg.backbone.depth, cfg.dataset.name) == (depth, "cifar10-jpeg")
