@@ -216,6 +216,27 @@ def test_the_pruned_network_is_smaller_on_the_device_alone(runs: Path) -> None:
     assert len(kept) == len(weights["chain.blocks.2.branch.0.weight"])  # the server's filters are all there
 
 
+def test_what_an_earlier_phase_chose_is_needed_to_go_on(runs: Path, tmp_path) -> None:
+    command = composed(
+        *SMALL, "backbone=resnet8", "dataset.eval_batch_size=100", *COMMAND, f"method.from_run={runs}/ee"
+    )
+    for content in (None, "{", '{"calibrate": {"policy": "confidence", "thresholds": [0.5]}, "x"', '{"calibrate": 5}'):
+        folder = tmp_path / str(content is None) / str(len(content or ""))
+        shutil.copytree(runs / "ep", folder)
+        (folder / "metrics.json").unlink()
+        (folder / "operating_point.json").unlink()
+        if content is not None:
+            (folder / "operating_point.json").write_text(content)
+        with pytest.raises(Refused, match=r"operating_point.json|Expected an operating point"):
+            train.train(command, folder)
+
+
+def test_pruned_runs_can_be_compared_alone(runs: Path, tmp_path) -> None:
+    folder = evaluated(f"run={runs / 'pruned'}", f"folder={tmp_path}", "points=9")
+    assert (folder / "pruning.png").stat().st_size > 5000
+    assert set(pd.read_csv(folder / "on_device.csv").network) == {"EE, 10 % pruned"}
+
+
 def test_the_comparisons_are_what_replaying_each_by_hand_gives(runs: Path, tmp_path) -> None:
     names = ",".join(str(runs / name) for name in ("ep", "pruned"))
     lambdas = [0.15, 0.2]
