@@ -15,7 +15,7 @@ from inference.policies import Decision, Never, Policy, State
 
 if TYPE_CHECKING:
     from inference.trace import Trace
-    from inference.travel import Way
+    from inference.way import Way
 
 
 @dataclass(frozen=True)

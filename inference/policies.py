@@ -16,7 +16,7 @@ from costs.network import NetworkCosts
 
 if TYPE_CHECKING:
     from inference.trace import Trace
-    from inference.travel import Way
+    from inference.way import Way
 
 Decision = Tensor | bool  # (n,) bool, or the same for all samples
 

@@ -16,7 +16,7 @@ from inference.thresholds import Confidence, one_each
 
 if TYPE_CHECKING:
     from inference.trace import Trace
-    from inference.travel import Way
+    from inference.way import Way
 
 
 @dataclass(frozen=True)
