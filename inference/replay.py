@@ -148,8 +148,9 @@ def _threshold_sums(rule: Thresholds, values: Tensor, trace: Trace, longest: Out
         longest: with thresholds that nobody passes: a budget may end a sample's way, or leave heads out, even then.
     """
     samples, early = len(trace), trace.num_exits - 1
-    exits = [_AtExit(k, score, trace, longest) for k, score in enumerate(rule.scores(trace), start=1)]
-    sums = _worth(trace, longest.prediction.exit, longest.heads, longest.predicted).sum(0).repeat(len(values), 1)
+    whole = _worth(trace, longest.prediction.exit, longest.heads, longest.predicted)
+    exits = [_AtExit(k, score, trace, longest, whole) for k, score in enumerate(rule.scores(trace), start=1)]
+    sums = whole.sum(0).repeat(len(values), 1)
     thresholds = values.float()
     step = max(1, BLOCK // samples)
     for start in range(0, len(values), step):
@@ -175,13 +176,15 @@ class _AtExit:
         may: (samples,) bool, whether it can leave here at all.
         gain: (samples, columns of sums) of leaving here rather than going on.
         head: (samples, columns of sums) of computing the head.
+
+    Args:
+        whole: (samples, columns of sums) of going as far as ``longest``.
     """
 
-    def __init__(self, k: int, score: Tensor, trace: Trace, longest: Outcome):
+    def __init__(self, k: int, score: Tensor, trace: Trace, longest: Outcome, whole: Tensor):
         end, heads, predicted = longest.prediction.exit, longest.heads, longest.predicted
         self.score, self.may = score, heads[k - 1] & (end > k)
         computed, others = torch.arange(trace.num_exits) < k, torch.arange(trace.num_exits) != k - 1
-        whole = _worth(trace, end, heads, predicted)
         here = torch.full_like(end, k)
         self.gain = _worth(trace, here, heads & computed[:, None], predicted) - whole
         self.head = whole - _worth(trace, end, heads & others[:, None], predicted)
