@@ -87,7 +87,7 @@ def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
     load_weights(cfg, network, run_dir)
     network = shaped(cfg, network)
     callbacks, loggers = build_callbacks(cfg.callbacks), build_callbacks(cfg.logger)
-    policy, phases = build_policy(cfg), build_phases(cfg, network)
+    policy, phases = build_policy(cfg, data.num_classes), build_phases(cfg, network)
     require_choices(phases, run_dir)
     processes = check(phases, network, policy, cfg.trainer, ready=bool(cfg.method.get("from_run")))
     data.setup()

@@ -209,3 +209,14 @@ class Entropy(Thresholds):
 
     def _away(self, steps: Tensor, num_classes: int) -> Tensor:
         return 1.001 * math.log(num_classes) * steps
+
+
+def published_entropy(num_classes: int, thresholds: float | Sequence[float] | None = None) -> Entropy:
+    """The hybrid-network paper's policy: entropy thresholds of 0.5 for 10 classes and 1.0 for 100 (section III-B).
+
+    Both are the same share of the largest entropy, ln C, and so is the threshold for any other number of classes.
+
+    Args:
+        thresholds: others, one for all early exits or one each.
+    """
+    return Entropy(0.5 * math.log10(num_classes) if thresholds is None else thresholds)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from networks.exits import EarlyExitNetwork
+from networks.quantization import clip_latent_weights
 
 Batch = Sequence[Tensor]  # images (N, C, H, W), labels (N,), and what the data set knows besides
 MakeOptimizer = Callable[..., Optimizer]
@@ -70,6 +71,9 @@ class Classifier(pl.LightningModule):
         loss = self.loss(self.logits(batch[0]), self.targets(batch))
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        clip_latent_weights(self.network)
 
     def on_train_epoch_end(self) -> None:
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])

@@ -15,9 +15,9 @@ from networks.exits import EarlyExitNetwork
 # of the exits in order, by the number of exits, as printed in the papers
 PUBLISHED: dict[str, dict[int, tuple[float, ...]]] = {
     "exit_predictor": {3: (0.2, 0.3, 0.5), 4: (0.2, 0.2, 0.2, 0.4)},
-    "hybrid": {2: (0.6, 0.4)},
 }
-PRESETS = ("auto", "sum", "mean", *PUBLISHED)
+EARLY = 0.6  # hybrid-network paper, section III-B, of one early exit
+PRESETS = ("auto", "sum", "mean", *PUBLISHED, "hybrid")
 
 
 def loss_weights(preset: str | Sequence[float], exits: int) -> tuple[float, ...]:
@@ -25,7 +25,7 @@ def loss_weights(preset: str | Sequence[float], exits: int) -> tuple[float, ...]
 
     Args:
         preset: the weights themselves, or a name: ``exit_predictor`` (section V, three or four exits), ``hybrid``
-            (0.6 for the one early exit), ``sum`` (1 each, equation 4 of Dual Dynamic Inference), ``mean`` (1/N each),
+            (0.6 for the early exit, or for all of them in equal parts; section III-B), ``sum`` (1 each, equation 4 of Dual Dynamic Inference), ``mean`` (1/N each),
             ``auto`` (the Exit Predictor's where it has them, otherwise ``mean``).
         exits: number of exits N, the last included.
 
@@ -44,6 +44,8 @@ def loss_weights(preset: str | Sequence[float], exits: int) -> tuple[float, ...]
         return PUBLISHED["exit_predictor"].get(exits, mean) if preset == "auto" else mean
     if preset == "sum":
         return (1.0,) * exits
+    if preset == "hybrid":
+        return (*(EARLY / (exits - 1) for _ in range(exits - 1)), 1 - EARLY) if exits > 1 else (1.0,)
     published = PUBLISHED[preset]
     if exits not in published:
         known = " or ".join(map(str, published))

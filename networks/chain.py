@@ -49,7 +49,10 @@ class Gates(NamedTuple):
 
 
 class Block(nn.Module):
-    """The smallest part an exit can follow and a gate can skip. Subclasses define ``forward(x, gates)``."""
+    """The smallest part an exit can follow and a gate can skip.
+
+    Subclasses define ``forward(x, gates)``, and ``convs`` and ``quantized`` where there is a form of few bits.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, gate_channels: int = 0, skippable: bool = False):
         super().__init__()
@@ -57,6 +60,22 @@ class Block(nn.Module):
         self.out_channels = out_channels
         self.gate_channels = gate_channels
         self.skippable = skippable
+
+    @property
+    def convs(self) -> list[nn.Conv2d]:
+        """Its convolutions that a quantized block has in few bits: all but those of shortcuts and transitions."""
+        return []
+
+    def quantized(self, weight_bits: int, act_bits: int) -> Block:
+        """The block with each of ``convs`` as a ``networks.quantization.QuanConv``, sharing their weights.
+
+        Args:
+            weight_bits, act_bits: 1 to 8, or 32.
+
+        Raises:
+            ValueError: other bits; a block without such a form.
+        """
+        raise ValueError(f"{type(self).__name__} has no form of few bits.")
 
 
 class Chain(nn.Module):

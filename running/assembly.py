@@ -20,6 +20,7 @@ from lightning_modules.classifier import Classifier
 from networks.chain import Chain
 from networks.exits import EarlyExitNetwork, with_exits
 from networks.pruning import pruned
+from networks.quantization import FULL, check_bits, edge_blocks, quantizable, quantized, quantized_convs
 from running.earlier_run import require_same
 from running.hardware import pick_precision
 from running.phases import Choosing, Phase, Training
@@ -132,13 +133,32 @@ def build_network(cfg: DictConfig, num_classes: int, input_shape: tuple[int, int
     Raises:
         ValueError: a geometry, an exit place, a predictor or a precision that cannot be.
     """
-    bits = (cfg.precision.weight_bits, cfg.precision.act_bits)
-    if bits != (32, 32):
-        raise ValueError(f"Expected precision.weight_bits=32 and act_bits=32 (precision=fp32), got {bits}.")
     chain: Chain = built(cfg.backbone, num_classes=num_classes, input_shape=input_shape)
     places, head = built(cfg.method.exits), built(cfg.method.heads)
+    taps = places(chain.stage_lengths, tap_macs(chain), quantizable(chain))
     predictor = built(node) if (node := OmegaConf.select(cfg, "method.predictor")) else None
-    return with_exits(chain, places(chain.stage_lengths, tap_macs(chain)), head, predictor)
+    return with_exits(_in_few_bits(cfg, chain, taps), taps, head, predictor)
+
+
+def _in_few_bits(cfg: DictConfig, chain: Chain, taps: Sequence[int]) -> Chain:
+    """The chain as ``precision`` has it: its first convolutions quantized, by default those up to the cut."""
+    bits, count = (cfg.precision.weight_bits, cfg.precision.act_bits), cfg.precision.get("edge_convs")
+    for key, given in zip(("weight_bits", "act_bits"), bits, strict=True):
+        check_bits(f"precision.{key}", given)
+    convs = quantizable(chain)
+    if count is not None:
+        edge_blocks(convs, count)
+    if bits == (FULL, FULL):
+        return chain
+    if count is None:
+        count = sum(convs[: max(taps)] if taps else convs)
+    if count == 0:
+        log.warning(
+            "Nothing is quantized, although precision=%s: no convolution that can be is %s.",
+            cfg.precision.name,
+            "before the cut, which follows the last early exit" if taps else "asked for",
+        )
+    return quantized(chain, *bits, count)
 
 
 def shaped(cfg: DictConfig, network: EarlyExitNetwork) -> EarlyExitNetwork:
@@ -149,11 +169,22 @@ def shaped(cfg: DictConfig, network: EarlyExitNetwork) -> EarlyExitNetwork:
     """
     if OmegaConf.select(cfg, "method.pruning") is None:
         return network
+    if quantized_convs(network):
+        raise ValueError(
+            f"method=pruning removes filters of a network in full precision, got precision={cfg.precision.name}; "
+            "choose precision=fp32, or method=early_exit with this precision."
+        )
     return pruned(network, cfg.method.pruning.ratio)
 
 
-def build_policy(cfg: DictConfig) -> Policy:
-    """What a run begins with."""
+def build_policy(cfg: DictConfig, num_classes: int) -> Policy:
+    """What a run begins with: the method's own policy, or one confidence threshold.
+
+    Raises:
+        ValueError: thresholds that cannot be.
+    """
+    if (node := OmegaConf.select(cfg, "method.policy")) is not None:
+        return built(node)(num_classes)
     return Confidence(cfg.callbacks.exit_metrics.confidence_threshold)
 
 

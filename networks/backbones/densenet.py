@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from networks.backbones.pretrained import torchvision_model
 from networks.chain import Block, Chain, Gates, initialize, require_size
+from networks.quantization import QuanConv
 
 
 class DenseLayer(Block):
@@ -21,7 +22,7 @@ class DenseLayer(Block):
     and always runs.
     """
 
-    def __init__(self, layer: nn.Module, in_channels: int, channels: int, growth: int, transition: nn.Module | None):
+    def __init__(self, layer: nn.Sequential, in_channels: int, channels: int, growth: int, transition: nn.Module | None):
         super().__init__(in_channels, channels + growth, gate_channels=growth, skippable=True)
         self.transition = nn.Identity() if transition is None else transition
         self.layer = layer
@@ -34,6 +35,19 @@ class DenseLayer(Block):
         if mask is not None:
             new = mask * new + (1 - mask) * x[:, -self.gate_channels :]
         return torch.cat([x, new], dim=1)
+
+    @property
+    def convs(self) -> list[nn.Conv2d]:
+        return [part for part in self.layer if isinstance(part, nn.Conv2d)]
+
+    def quantized(self, weight_bits: int, act_bits: int) -> DenseLayer:
+        """The layer's BatchNorms go with their convolutions, quantizers replace its ReLUs; the transition stays."""
+        norms = [part for part in self.layer if isinstance(part, nn.BatchNorm2d)]
+        pairs = zip(self.convs, norms, strict=True)
+        layer = nn.Sequential(*(QuanConv(conv, weight_bits, act_bits, norm) for conv, norm in pairs))
+        channels = self.out_channels - self.gate_channels
+        transition = None if isinstance(self.transition, nn.Identity) else self.transition
+        return DenseLayer(layer, self.in_channels, channels, self.gate_channels, transition)
 
 
 def bottleneck_layer(in_channels: int, growth: int) -> nn.Sequential:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from networks.chain import Block, Chain, Gates, initialize, require_size
+from networks.quantization import QuanConv
 
 STAGES = {
     11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
@@ -34,6 +36,18 @@ class ConvUnit(Block):
     def forward(self, x: Tensor, gates: Gates = Gates()) -> Tensor:
         """x (N, in_channels, h, w) to (N, out_channels, h', w')."""
         return self.layers(x)
+
+    @property
+    def convs(self) -> list[nn.Conv2d]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
+
+    def quantized(self, weight_bits: int, act_bits: int) -> ConvUnit:
+        """QuanConv, then the pool; the next unit's BatchNorm and quantizer are in the ReLU's place."""
+        unit = copy.copy(self)
+        unit._modules = dict(self._modules)  # else it would share the layers with this one
+        pools = [layer for layer in self.layers if isinstance(layer, nn.MaxPool2d)]
+        unit.layers = nn.Sequential(*(QuanConv(conv, weight_bits, act_bits) for conv in self.convs), *pools)
+        return unit
 
 
 def vgg(depth: int, num_classes: int, input_shape: Sequence[int] = (3, 32, 32), dropout: float = 0.5) -> Chain:
