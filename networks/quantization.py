@@ -105,10 +105,10 @@ class _WeightCodes(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         inside, scale = ctx.saved_tensors
-        return grads[0].float() / _per_filter(scale, inside.dim()) * inside, None, None
+        return grads[0].float() / per_filter(scale, inside.dim()) * inside, None, None
 
 
-def _per_filter(scale: Tensor, dims: int) -> Tensor:
+def per_filter(scale: Tensor, dims: int) -> Tensor:
     return scale.view(-1, *[1] * (dims - 1))
 
 

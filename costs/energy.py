@@ -1,0 +1,139 @@
+"""The energy of a network on an image: the hybrid-network paper's model (table I, section III), for any network.
+
+======================== =======================================================================================
+a layer in fp32          mac · MACs + 32 · memory_bit · (weights + inputs + outputs)
+a layer in k bits        (few_bit_mac + few_bit_mac_bit · k) · MACs + memory_bit · k · (weights + inputs + outputs)
+                         + mac · outputs, for the scaling factor
+weights, activations     a MAC is charged at the wider of the two; binary weights on fp32 inputs are additions;
+of different bits        memory at its own bits, scaling factors where the weights are quantized
+an early exit            its layers, and for each element of the feature it is attached to two accesses and an addition
+======================== =======================================================================================
+
+Layers are convolutions and FC layers; their weights, inputs and outputs are counted in elements, once an image. What the
+paper leaves out is left out: BatchNorm, ReLU, shortcuts, biases, and what is sent from the device to the server.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from costs.network import NetworkCosts
+from networks.exits import EarlyExitNetwork
+from networks.quantization import FULL, QuanConv
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Picojoules of single operations; ``conf/energy`` has them with their source.
+
+    Attributes:
+        name: of the technology.
+        mac: 32-bit multiply-accumulate.
+        addition: 32-bit addition.
+        few_bit_mac, few_bit_mac_bit: multiply-accumulate of k bits, the part that does not grow, and that of each bit.
+        memory_bit: access to a bit of memory.
+
+    Raises:
+        ValueError: an energy that is no number of at least 0.
+    """
+
+    name: str
+    mac: float
+    addition: float
+    few_bit_mac: float
+    few_bit_mac_bit: float
+    memory_bit: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self)[1:]:
+            value: Any = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"Expected energy.{field.name} to be a number of pJ of at least 0, got {value}.")
+
+    def layer(
+        self, macs: int, weights: int, inputs: int, outputs: int, weight_bits: int = FULL, act_bits: int = FULL
+    ) -> float:
+        """Picojoules of a convolution or FC layer, its sizes in elements."""
+        scaling = self.mac * outputs if weight_bits < FULL else 0.0
+        memory = weight_bits * weights + act_bits * (inputs + outputs)
+        return self._mac(weight_bits, act_bits) * macs + self.memory_bit * memory + scaling
+
+    def _mac(self, weight_bits: int, act_bits: int) -> float:
+        bits = max(weight_bits, act_bits)
+        if bits < FULL:
+            return self.few_bit_mac + self.few_bit_mac_bit * bits
+        return self.addition if weight_bits == 1 else self.mac
+
+    def branch(self, elements: int) -> float:
+        """Picojoules of giving a feature of so many elements to an early exit besides the backbone, and pooling it."""
+        return (2 * FULL * self.memory_bit + self.addition) * elements
+
+
+def layer_energies(module: nn.Module, image: Tensor, chip: Chip) -> Counter[str]:
+    """Picojoules of each convolution and FC layer of a module on one image (1, C, H, W), by its dotted name.
+
+    The module is run on a copy in eval mode. An LSTM is charged as FC layers of its MACs and weights.
+    """
+    module = copy.deepcopy(module).eval()
+    found: Counter[str] = Counter()
+
+    def note(name: str, layer: nn.Module) -> None:
+        def seen(layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            out = output[0] if isinstance(output, tuple) else output
+            found[name] += _energy(layer, inputs[0].numel(), out, chip)
+
+        layer.register_forward_hook(seen)
+
+    for name, part in module.named_modules():
+        if isinstance(part, (QuanConv, nn.Conv2d, nn.Linear, nn.LSTM)):
+            note(name, part)
+    with torch.no_grad():
+        module(image)
+    return found
+
+
+def _energy(layer: nn.Module, inputs: int, output: Tensor, chip: Chip) -> float:
+    bits: dict[str, int] = {}
+    if isinstance(layer, QuanConv):
+        bits, layer = {"weight_bits": layer.weight_bits, "act_bits": layer.act_bits}, layer.conv
+    weights = sum(p.numel() for name, p in layer.named_parameters() if name.startswith("weight"))
+    if isinstance(layer, nn.Conv2d):
+        macs = output.numel() * layer.weight[0].numel()
+    else:  # each weight once a row, or once a step
+        macs = weights * output.numel() // output.shape[-1]
+    return chip.layer(macs, weights, inputs, output.numel(), **bits)
+
+
+def network_energy(network: EarlyExitNetwork, chip: Chip) -> NetworkCosts:
+    """Microjoules of each block and exit of a network with early exits, on one image of its input shape."""
+    device = next(network.parameters()).device
+    image = torch.zeros(1, *network.chain.input_shape, device=device)
+    layers = layer_energies(network, image, chip)
+    predictor = 0.0 if network.predictor is None else _under(layer_energies(network.predictor, image, chip))
+    shapes = network.chain.tap_shapes() if network.taps else ()
+    heads = [
+        _under(layers, f"heads.{k}.") + chip.branch(math.prod(shapes[tap])) for k, tap in enumerate(network.taps)
+    ]
+    heads.append(_under(layers, "chain.head."))
+    blocks = [_under(layers, f"chain.blocks.{i}.") for i in range(len(network.chain.blocks))]
+    stem = _under(layers, "chain.stem.") + layers["chain.stem"]
+    return NetworkCosts(
+        "energy_uj",
+        stem / 1e6,
+        tuple(block / 1e6 for block in blocks),
+        tuple(head / 1e6 for head in heads),
+        network.taps,
+        predictor / 1e6,
+    )
+
+
+def _under(layers: Mapping[str, float], prefix: str = "") -> float:
+    return sum(energy for name, energy in layers.items() if name.startswith(prefix))

@@ -1,0 +1,23 @@
+"""How many bytes a device must hold."""
+
+from __future__ import annotations
+
+from networks.exits import EarlyExitNetwork
+from networks.packing import packed_state
+
+
+def device_bytes(network: EarlyExitNetwork) -> int:
+    """Bytes of what runs on the device, weights of few bits packed: see ``networks.packing``.
+
+    That is all before the cut (the tap of the last early exit), the early exits' heads and the Exit Predictor; without
+    an early exit, the whole network. Counted are weights, biases, scales and BatchNorm's four vectors.
+    """
+    rooms: tuple[str, ...] = ("",)
+    if network.taps:
+        blocks = (f"chain.blocks.{i}." for i in range(network.taps[-1]))
+        rooms = ("chain.stem.", *blocks, "heads.", "predictor.")
+    return sum(
+        value.nbytes
+        for name, value in packed_state(network).items()
+        if name.startswith(rooms) and not name.endswith("num_batches_tracked")
+    )
