@@ -60,17 +60,20 @@ class Block(nn.Module):
         self.out_channels = out_channels
         self.gate_channels = gate_channels
         self.skippable = skippable
+        self.raw = False  # whether whoever reads its output has to normalize it first
 
     @property
     def convs(self) -> list[nn.Conv2d]:
         """Its convolutions that a quantized block has in few bits: all but those of shortcuts and transitions."""
         return []
 
-    def quantized(self, weight_bits: int, act_bits: int) -> Block:
-        """The block with each of ``convs`` as a ``networks.quantization.QuanConv``, sharing their weights.
+    def quantized(self, weight_bits: int, act_bits: int, closes: bool = False) -> Block:
+        """The pre-activation block with each of ``convs`` as a ``networks.quantization.QuanConv``, sharing their weights.
 
         Args:
             weight_bits, act_bits: 1 to 8, or 32.
+            closes: whether it ends with BatchNorm and ReLU where its output is raw without, as a pre-activation
+                network does (He et al., Identity Mappings in Deep Residual Networks).
 
         Raises:
             ValueError: other bits; a block without such a form.

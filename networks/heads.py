@@ -10,6 +10,7 @@ from torch import nn
 from networks.backbones.resnet import ResidualBlock, basic_block
 from networks.backbones.vgg import ConvUnit
 from networks.chain import Block, Shape, initialize
+from networks.quantization import normalized_relu
 
 
 class Tap(NamedTuple):
@@ -92,6 +93,8 @@ def _pooled(units: list[Block], tap: Tap) -> nn.Sequential:
 def build_head(head: Head, tap: Tap) -> nn.Module:
     """The head for a tap, its convolutions initialized as the backbone's are, its residual branches as zero.
 
+    Inside a quantized part, whose blocks give raw sums, it begins with BatchNorm and ReLU.
+
     A residual head thus starts as its pool and FC; otherwise the first steps at the papers' rate of 0.1 can blow it up
     for good, since thousands of features meet in its FC.
     """
@@ -100,4 +103,6 @@ def build_head(head: Head, tap: Tap) -> nn.Module:
     for block in module.modules():
         if isinstance(block, ResidualBlock):
             block.start_as_shortcut()
+    if isinstance(tap.block, Block) and tap.block.raw:
+        return nn.Sequential(normalized_relu(tap.shape[0]), module)
     return module

@@ -40,8 +40,11 @@ class DenseLayer(Block):
     def convs(self) -> list[nn.Conv2d]:
         return [part for part in self.layer if isinstance(part, nn.Conv2d)]
 
-    def quantized(self, weight_bits: int, act_bits: int) -> DenseLayer:
-        """The layer's BatchNorms go with their convolutions, quantizers replace its ReLUs; the transition stays."""
+    def quantized(self, weight_bits: int, act_bits: int, closes: bool = False) -> DenseLayer:
+        """The layer's BatchNorms go with their convolutions, quantizers replace its ReLUs; the transition stays.
+
+        Dense layers are pre-activation ones as they are: whatever follows has its own BatchNorm, and nothing closes.
+        """
         norms = [part for part in self.layer if isinstance(part, nn.BatchNorm2d)]
         pairs = zip(self.convs, norms, strict=True)
         layer = nn.Sequential(*(QuanConv(conv, weight_bits, act_bits, norm) for conv, norm in pairs))

@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from networks.backbones.pretrained import torchvision_model
 from networks.chain import Block, Chain, Gates, initialize
-from networks.quantization import QuanConv
+from networks.quantization import QuanConv, normalized_relu
 
 
 class ResidualBlock(Block):
@@ -22,7 +22,7 @@ class ResidualBlock(Block):
     Args:
         branch: the convolutions up to the addition, a BatchNorm last.
         shortcut: identity, or what brings x to the branch's shape.
-        rectified: whether the ReLU is there; in a pre-activation block it is not.
+        closing: in the place of the ReLU.
     """
 
     def __init__(
@@ -31,12 +31,13 @@ class ResidualBlock(Block):
         shortcut: nn.Module,
         in_channels: int,
         out_channels: int,
-        rectified: bool = True,
+        closing: nn.Module | None = None,
     ):
         super().__init__(in_channels, out_channels, gate_channels=out_channels, skippable=True)
         self.branch = branch
         self.shortcut = shortcut
-        self.rectified = rectified
+        self.closing = closing
+        self.raw = isinstance(closing, nn.Identity)
 
     def forward(self, x: Tensor, gates: Gates = Gates()) -> Tensor:
         """x (N, in_channels, h, w) to (N, out_channels, h', w')."""
@@ -44,16 +45,17 @@ class ResidualBlock(Block):
         mask = gates.mask()
         out = out if mask is None else out * mask
         out = out + self.shortcut(x)
-        return F.relu(out) if self.rectified else out
+        return F.relu(out) if self.closing is None else self.closing(out)
 
     @property
     def convs(self) -> list[nn.Conv2d]:
         return [layer for layer in self.branch if isinstance(layer, nn.Conv2d)]
 
-    def quantized(self, weight_bits: int, act_bits: int) -> ResidualBlock:
-        """A pre-activation block, ``shortcut(x) + QuanConv(… QuanConv(x))``; the shortcut stays as it is."""
+    def quantized(self, weight_bits: int, act_bits: int, closes: bool = False) -> ResidualBlock:
+        """``shortcut(x) + QuanConv(… QuanConv(x))``; the shortcut stays as it is."""
         branch = nn.Sequential(*(QuanConv(conv, weight_bits, act_bits) for conv in self.convs))
-        return ResidualBlock(branch, self.shortcut, self.in_channels, self.out_channels, rectified=False)
+        closing = normalized_relu(self.out_channels) if closes else nn.Identity()
+        return ResidualBlock(branch, self.shortcut, self.in_channels, self.out_channels, closing)
 
     def start_as_shortcut(self) -> None:
         """Sets the scale of the branch's last BatchNorm to zero, so that training starts without the branch."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from networks.chain import Block, Chain, Gates, initialize, require_size
-from networks.quantization import QuanConv
+from networks.quantization import QuanConv, normalized_relu
 
 STAGES = {
     11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
@@ -41,12 +41,14 @@ class ConvUnit(Block):
     def convs(self) -> list[nn.Conv2d]:
         return [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
 
-    def quantized(self, weight_bits: int, act_bits: int) -> ConvUnit:
+    def quantized(self, weight_bits: int, act_bits: int, closes: bool = False) -> ConvUnit:
         """QuanConv, then the pool; the next unit's BatchNorm and quantizer are in the ReLU's place."""
         unit = copy.copy(self)
         unit._modules = dict(self._modules)  # else it would share the layers with this one
         pools = [layer for layer in self.layers if isinstance(layer, nn.MaxPool2d)]
-        unit.layers = nn.Sequential(*(QuanConv(conv, weight_bits, act_bits) for conv in self.convs), *pools)
+        closing = [normalized_relu(self.out_channels)] if closes else []
+        unit.layers = nn.Sequential(*(QuanConv(conv, weight_bits, act_bits) for conv in self.convs), *closing, *pools)
+        unit.raw = not closes
         return unit
 
 
