@@ -13,6 +13,9 @@ from running.command_line import Refused, quiet_libraries, refusing_bad_input, r
 from running.interruption import Stopped, end_stopped, stop, stopping
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evaluation.hybrid import Design
     from evaluation.on_device import Comparison
     from evaluation.results import Plan, Result
     from evaluation.tracing import Images, Machine
@@ -45,7 +48,9 @@ def evaluate(cfg: DictConfig) -> Path:
     # imported here, so that --help and --cfg job need not wait for torch
     from rich.console import Console
 
-    from evaluation.assembly import build_plan, build_settings, check, results_folder
+    from costs.energy import network_energy
+    from evaluation.assembly import build_plan, build_settings, check, chip_of, results_folder
+    from evaluation.hybrid import designs
     from evaluation.on_device import compare
     from evaluation.results import evaluate as evaluated
     from evaluation.runs import find_runs, load_runs
@@ -58,17 +63,20 @@ def evaluate(cfg: DictConfig) -> Path:
     with refusing_bad_input():
         plan, settings, machine = build_plan(cfg), build_settings(cfg), Machine(cfg.accelerator, cfg.precision)
         runs = load_runs(find_runs(cfg.run, cfg.runs))
+        chip = chip_of(runs, cfg.energy)
         check(runs, plan)
         folder = results_folder(cfg, runs, datetime.datetime.now())
         images = images_of(runs, cfg.root, cfg.batch_size)
         results = []
         for run, source in zip(runs, images, strict=True):
             run.network.to(machine.device)
-            val, test = (trace(run, split, source, machine, cfg.retrace) for split in SPLITS)
+            traces = [trace(run, split, source, machine, cfg.retrace) for split in SPLITS]
+            val, test = (seen if chip is None else seen.priced(network_energy(run.network, chip)) for seen in traces)
             results.append(evaluated(run, val, test, plan))
         comparison = compare(results, settings, plan)
+        found = designs(results, chip)
     with refusing_failures(folder):
-        leave(results, comparison, plan, images, machine, folder, cfg)
+        leave(results, comparison, found, plan, images, machine, folder, cfg)
     Console().print(printed(results, plan))
     print(f"Results: {folder}")
     return folder
@@ -77,6 +85,7 @@ def evaluate(cfg: DictConfig) -> Path:
 def leave(
     results: list[Result],
     comparison: Comparison | None,
+    designs: Sequence[Design],
     plan: Plan,
     images: list[Images],
     machine: Machine,
@@ -84,7 +93,7 @@ def leave(
     cfg: DictConfig,
 ) -> None:
     """Measures times where they are asked for, writes curve, table, summary and figures, and sends them to W&B."""
-    from evaluation import on_device_tables, on_device_times, report, tables
+    from evaluation import hybrid_tables, on_device_tables, on_device_times, report, tables
     from evaluation.latency import measured
     from evaluation.pictures import draw, pictures
     from evaluation.upload import upload
@@ -103,7 +112,11 @@ def leave(
     if comparison is not None:
         written += on_device_tables.write(comparison, folder)
         summary["on_device"] = on_device_tables.summary(comparison)
-    drawn = draw(pictures(results, comparison, plan, times), folder)
+    if designs:
+        classes = len(results[0].run.config.images.classes)
+        written += hybrid_tables.write(designs, tables.title(results, plan).partition(";")[0], classes, folder)
+        summary["hybrid"] = hybrid_tables.rows(designs)
+    drawn = draw(pictures(results, comparison, plan, times, designs), folder)
     report.write_summary(folder, summary, [*written, *drawn])
     if cfg.wandb:
         upload(results, plan, [path for path in drawn if path.suffix == ".png"], folder)

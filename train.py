@@ -96,6 +96,7 @@ def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
 
 def carry_out(run: Run, cfg: DictConfig, run_dir: RunDirectory) -> dict[str, float]:
     """Trains and tests; the first of several processes writes the files."""
+    from networks.packing import packed_state
     from running.assembly import in_memory_format, record
     from running.course import Course
     from running.failures import refusing_failures
@@ -115,7 +116,7 @@ def carry_out(run: Run, cfg: DictConfig, run_dir: RunDirectory) -> dict[str, flo
             )
             metrics = course.run(run.phases)
             if is_first():
-                run_dir.write_network(run.network.state_dict())
+                run_dir.write_network(packed_state(run.network))
                 write_figures(metrics, folder, cfg)
             outcome.metrics = metrics
         if is_first():

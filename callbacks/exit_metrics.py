@@ -10,13 +10,19 @@ from torch import Tensor
 from torchmetrics import Accuracy, Metric
 
 from callbacks.finite_loss import NonFiniteLoss
+from costs.energy import Chip, network_energy
+from costs.counting import Convention
 from costs.network import NetworkCosts, network_costs
+from costs.storage import device_bytes
 from inference.policies import Policy
 from inference.predicted import Predicted
 from inference.replay import kinds, replay
 from inference.thresholds import Confidence, Thresholds
 from inference.trace import assembled
 from networks.exits import EarlyExitNetwork
+
+
+COUNTED: tuple[Convention, ...] = ("macs", "ptflops")
 
 
 class ExitMetrics(pl.Callback):
@@ -27,20 +33,25 @@ class ExitMetrics(pl.Callback):
     - ``acc``, ``macs``, ``device_macs``, ``server_macs`` (per image; the cut follows the last early exit) under the
       run's policy; at first that is to leave at the first exit whose largest softmax probability is at least the
       threshold (equation 2 of the Exit Predictor paper), until a phase of the method chooses another;
-    - in the test, ``exit_k/macs`` and its parts: of leaving at exit k with every head on the way computed; and the
-      policy's ``exit_k/confidence_threshold`` and ``exit_k/prediction_threshold``.
+    - ``energy_uj`` and its parts, likewise: see ``costs.energy``;
+    - in the test, ``exit_k/macs`` and its parts: of leaving at exit k with every head on the way computed; the
+      policy's ``exit_k/confidence_threshold`` (or ``entropy_threshold``) and ``exit_k/prediction_threshold``; and
+      ``device_bytes``, what a device holds.
 
     Args:
         confidence_threshold: λ, from 0 to 1, the same for every early exit.
+        chip: of device and server; None for no energy.
 
     Raises:
         ValueError: a threshold outside 0 to 1.
     """
 
-    def __init__(self, confidence_threshold: float = 0.95):
+    def __init__(self, confidence_threshold: float = 0.95, chip: Chip | None = None):
         if not 0 <= confidence_threshold <= 1:
             raise ValueError(f"Expected confidence_threshold from 0 to 1, got {confidence_threshold}.")
         self.policy: Policy = Confidence(confidence_threshold)
+        self.chip = chip
+        self.device_bytes = 0
         self.costs: dict[str, NetworkCosts] = {}
         self.metrics: dict[str, Metric] = {}
 
@@ -52,11 +63,13 @@ class ExitMetrics(pl.Callback):
         network = pl_module.network
         assert isinstance(network, EarlyExitNetwork)
         if not self.costs:
-            self.costs = {name: network_costs(network, name) for name in ("macs", "ptflops")}
+            self.costs = {name: network_costs(network, name) for name in COUNTED}
+            self.costs |= {} if self.chip is None else {"energy_uj": network_energy(network, self.chip)}
+            self.device_bytes = device_bytes(network)
             exits = range(1, network.num_exits + 1)
             names = [f"exit_{k}/acc" for k in exits]
             self.metrics.update({n: Accuracy("multiclass", num_classes=network.chain.num_classes) for n in names})
-            means = ["acc", *(f"exit_{k}/fraction" for k in exits), "macs", "device_macs", "ptflops", "device_ptflops"]
+            means = ["acc", *(f"exit_{k}/fraction" for k in exits), *kinds(self.costs)]
             self.metrics.update({name: _Mean(pl_module.device) for name in means})
         for metric in self.metrics.values():
             metric.to(pl_module.device)
@@ -70,7 +83,7 @@ class ExitMetrics(pl.Callback):
             outcome = replay(self.policy, trace)
         except ValueError as error:
             raise NonFiniteLoss(f"{error} Lower optimizer.lr, in a new run directory.") from error
-        values = {kind: outcome.cost(trace, kind) for kind in kinds(trace)}
+        values = {kind: outcome.cost(trace, kind) for kind in kinds(self.costs)}
         values |= {f"exit_{k}/fraction": outcome.prediction.exit == k for k in range(1, len(logits) + 1)}
         values["acc"] = outcome.prediction.label == labels
         for name, value in values.items():
@@ -84,7 +97,8 @@ class ExitMetrics(pl.Callback):
             values[f"server_{convention}"] = values[convention] - values[f"device_{convention}"]
             if split == "test":
                 values |= self._of_exits(convention, costs)
-        values |= self._thresholds() if split == "test" else {}
+        if split == "test":
+            values |= {**self._thresholds(), "device_bytes": self._number(self.device_bytes)}
         shown = ("acc", f"exit_{len(self.costs['macs'].heads)}/acc")
         for name, value in values.items():
             pl_module.log(f"{split}/{name}", value, prog_bar=name in shown)
@@ -104,7 +118,8 @@ class ExitMetrics(pl.Callback):
         exits = len(self.costs["macs"].heads)
         named: dict[str, list[float]] = {}
         if isinstance(self.policy, Thresholds):
-            named["confidence_threshold"] = self.policy.each(exits)
+            score = "confidence" if isinstance(self.policy, Predicted) else self.policy.name
+            named[f"{score}_threshold"] = self.policy.each(exits)
         if isinstance(self.policy, Predicted):
             named["prediction_threshold"] = self.policy.gammas(exits)
         return {

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 
+from costs.energy import Chip
 from costs.network import network_costs
 from evaluation.on_device import Settings
 from evaluation.results import COSTS, Plan
@@ -55,6 +56,27 @@ def build_settings(cfg: DictConfig) -> Settings:
         raise ValueError(f"Expected on_device to have lambdas, at and more, got {node}.")
     lambdas = node.lambdas
     return Settings(list(lambdas) if isinstance(lambdas, ListConfig) else lambdas, node.at, node.more)
+
+
+def chip_of(runs: Sequence[TrainedRun], given: DictConfig) -> Chip | None:
+    """What energies are of: the runs' chip, with what is given instead; None where nobody says.
+
+    Raises:
+        ValueError: runs of different chips, or energies that cannot be.
+    """
+    changes = {str(name): value for name, value in given.items() if value is not None}
+    stored = [run.config.get("energy") for run in runs]
+    if any(node != stored[0] for node in stored):
+        raise ValueError(
+            "Expected runs of one chip, got different ones (energy=); evaluate those of one chip at a time."
+        )
+    if stored[0] is None and not changes:
+        return None
+    own = {} if stored[0] is None else {str(key): value for key, value in stored[0].items() if key != "_target_"}
+    try:
+        return Chip(**{"name": "given", **own, **changes})
+    except TypeError as error:
+        raise ValueError(f"Expected energy.mac, addition, few_bit_mac, few_bit_mac_bit and memory_bit: {error}.") from error
 
 
 def check(runs: Sequence[TrainedRun], plan: Plan) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from evaluation import report
 from evaluation.latency import SIZES
 from evaluation.on_device import Comparison, Contender, Lambdas, Place
-from evaluation.tables import CHOSEN_ON, amount
+from evaluation.tables import CHOSEN_ON
 
 
 def frame(comparison: Comparison) -> pd.DataFrame:
@@ -64,12 +64,12 @@ def rows(comparison: Comparison, lambdas: Lambdas) -> list[dict[str, str]]:
             {
                 "network": contender.label,
                 "accuracy": f"{100 * place.accuracy:.2f} %",
-                title: amount(place.device),
-                "of it the predictor": amount(contender.predictor) if contender.predictor else "",
+                title: comparison.cost.amount(place.device),
+                "of it the predictor": comparison.cost.amount(contender.predictor) if contender.predictor else "",
                 "saved": "" if base is None else f"{100 * (1 - place.device / base.device):.1f} %",
                 **_times(comparison, contender, lambdas),
                 "accuracy minus EE": "" if base is None else _difference(place, base),
-                "with the server": amount(place.total),
+                "with the server": comparison.cost.amount(place.total),
                 "reaching the last exit": f"{100 * place.last:.1f} %",
                 "heads computed for": " / ".join(f"{100 * share:.0f}" for share in place.computed) + " %",
                 "γ": _listed(place.gammas),

@@ -11,11 +11,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation.analysis import depth_correlation, disagreements
+from evaluation.hybrid import Design
+from evaluation.hybrid_tables import PER_10K
 from evaluation.latency import Times
 from evaluation.on_device import Comparison, Place
 from evaluation.results import Plan, Point, Result
 from evaluation.tables import title
 from figures.confidence import ExitConfidence, confidence_figure, difficulty_figure, disagreement_figure
+from figures.hybrid import Along, Spot, edge_figure, energy_figure
 from figures.look import save
 from figures.on_device import Line, ratios_figure, sweep_figure
 from figures.tradeoff import RunCurve, latency_figure, shares_figure, tradeoff_figure
@@ -24,12 +27,18 @@ from inference.temperature import reliability
 
 
 def pictures(
-    results: Sequence[Result], comparison: Comparison | None, plan: Plan, times: Mapping[str, Times]
+    results: Sequence[Result],
+    comparison: Comparison | None,
+    plan: Plan,
+    times: Mapping[str, Times],
+    designs: Sequence[Design] = (),
 ) -> Iterator[tuple[str, Figure]]:
     """Name and figure of what all runs share, then of each run with early exits, in a folder of its own if several."""
     yield "tradeoff", tradeoff_figure([_run_curve(r, plan) for r in results], plan.cost.title, title(results, plan))
     if comparison is not None:
         yield from _on_device(comparison, title(results, plan))
+    if designs:
+        yield from _of_designs(designs, title(results, plan).partition(";")[0])
     for result in results:
         if result.adaptive:
             room = "" if len(results) == 1 else f"{room_of(result)}/"
@@ -80,6 +89,27 @@ def _on_device(comparison: Comparison, text: str) -> Iterator[tuple[str, Figure]
         others = {c.label: point(c.places[at]) for c in comparison.contenders if c.kind != "pruned"}
         series = {"pruned, not trained again": pruned[False], "pruned and fine-tuned": pruned[True]}
         yield "pruning", ratios_figure(others, series, axis, f"{text}; all λ = {at[0]:.3g}")
+
+
+def _of_designs(designs: Sequence[Design], text: str) -> Iterator[tuple[str, Figure]]:
+    joint = [design for design in designs if not design.separate and design.exits <= 1]
+    few = [design for design in joint if design.precision != "fp32" or design.exits]
+    series: dict[bool, dict[str, list[Design]]] = {True: {}, False: {}}
+    for design in few:
+        series[design.exits > 0].setdefault(design.precision, []).append(design)
+    spots = {exits: {name: list(map(_spot, group)) for name, group in of.items()} for exits, of in series.items()}
+    others = [_spot(design) for design in designs if design not in few]
+    axis = "energy of 10,000 images, mJ"
+    yield "hybrid_energy", energy_figure(spots[True], spots[False], others, axis, text)
+    if len({design.edge for design in few if design.exits}) > 1:
+        places = {n: [Along(d.edge, d.accuracy, sum(d.shares)) for d in g] for n, g in series[True].items()}
+        yield "hybrid_edge", edge_figure(places, text)
+
+
+def _spot(design: Design) -> Spot:
+    name = design.name.replace(" + ", "+")
+    name = "fp32" if not design.edge else f"{name}, {design.exits} exits" if design.exits > 1 else name
+    return Spot(name + ", separate" * design.separate, PER_10K * design.energy_uj, design.accuracy)
 
 
 def _front(curve: Curve, result: Result, plan: Plan) -> tuple[list[float], Tensor]:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from costs.storage import device_bytes
 from evaluation.analysis import accuracy_at, depth_correlation
 from evaluation.latency import Latency, Times
 from evaluation.results import Plan, Point, Result
@@ -32,7 +33,7 @@ def curve_rows(result: Result, plan: Plan, times: Mapping[int, Latency]) -> pd.D
 
     Columns: ``run``, ``chosen_on``, ``point``, ``front`` (Pareto-optimal on the calibration split), the policy's,
     ``val/acc`` and ``val/<cost>`` (where that is the calibration split), ``test/acc``, ``test/<cost>`` (``macs``,
-    ``device_macs``, ``server_macs``, the same of ``ptflops``), ``test/exit_k/fraction``, and for measured points
+    ``device_macs``, ``server_macs``, the same of ``ptflops`` and ``energy_uj``), ``test/exit_k/fraction``, and for measured points
     ``test/ms_batch_1``, ``test/speedup_batch_1``, ….
 
     Args:
@@ -53,7 +54,7 @@ def curve_rows(result: Result, plan: Plan, times: Mapping[int, Latency]) -> pd.D
 def _seen(seen: Curve, i: int, plan: Plan) -> dict[str, float]:
     if plan.split == "test":
         return {}
-    costs = {f"val/{name}": float(cost[i]) for name, cost in seen.costs.items() if name.endswith("macs")}
+    costs = {f"val/{name}": float(cost[i]) for name, cost in seen.costs.items() if name.endswith(("macs", "energy_uj"))}
     return {"val/acc": float(seen.accuracy[i]), **costs}
 
 
@@ -83,7 +84,7 @@ def _point(point: Point, result: Result, plan: Plan) -> dict[str, Any]:
     if point.outcome is None:
         return row
     test = result.test
-    costs = _with_server({kind: point.outcome.cost(test, kind).double().mean().item() for kind in kinds(test)})
+    costs = _with_server({kind: point.outcome.cost(test, kind).double().mean().item() for kind in kinds(test.costs)})
     shares = {f"test/exit_{k}/fraction": share for k, share in enumerate(point.shares, 1)}
     if plan.split == "val" and not math.isnan(point.seen):
         row["val/acc"] = point.seen
@@ -105,6 +106,7 @@ def _summary(result: Result, plan: Plan, times: Mapping[str, Times]) -> dict[str
     points = {point.chosen.name: _finite(_point(point, result, plan)) for point in shown_points(result)}
     found: dict[str, Any] = {
         "folder": str(result.run.path),
+        "device_bytes": device_bytes(result.run.network),
         "test_images": len(result.test),
         "calibration_images": len(result.calibration),
         "points": points,

@@ -19,11 +19,16 @@ from inference.trace import Trace
 
 @dataclass(frozen=True)
 class Cost:
-    """An axis of tables and figures: a kind of cost (``inference.replay.kinds``), a factor, and what it is called."""
+    """An axis of tables and figures: a kind of cost (``inference.replay.kinds``), a factor, and what it is called.
+
+    Attributes:
+        unit: of its amounts; none for counts, which are shown in millions.
+    """
 
     kind: str
     factor: int
     title: str
+    unit: str = ""
 
     def of(self, outcome: Outcome, trace: Trace) -> float:
         """Average of an image."""
@@ -32,16 +37,23 @@ class Cost:
     @property
     def whole(self) -> Cost:
         """The same on device and server together."""
-        return Cost(self.kind.removeprefix("device_"), self.factor, self.title.removesuffix(" on the device"))
+        title = self.title.removesuffix(" on the device")
+        return replace(self, kind=self.kind.removeprefix("device_"), title=title)
 
     @property
     def on_device(self) -> Cost:
         """The same on the device alone."""
-        return Cost(f"device_{self.whole.kind}", self.factor, f"{self.whole.title} on the device")
+        return replace(self, kind=f"device_{self.whole.kind}", title=f"{self.whole.title} on the device")
+
+    def amount(self, number: float) -> str:
+        """A number on this axis with its unit, or with G or M."""
+        if self.unit:
+            return f"{number:.2f} {self.unit}"
+        return f"{number / 1e9:.3f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
 _WHOLE = {"macs": Cost("macs", 1, "MACs"), "2macs": Cost("macs", 2, "2·MACs"), "2·macs": Cost("macs", 2, "2·MACs"),
-          "ptflops": Cost("ptflops", 1, "ptflops")}  # fmt: skip
+          "ptflops": Cost("ptflops", 1, "ptflops"), "energy_uj": Cost("energy_uj", 1, "energy", "µJ")}  # fmt: skip
 COSTS = _WHOLE | {f"device_{name}": cost.on_device for name, cost in _WHOLE.items()}
 
 
@@ -193,6 +205,8 @@ def _with_early_exits(result: Result, plan: Plan) -> Result:
         chosen.append(OperatingPoint("as given", policy))
     if result.run.point is not None and not plan.temperature:  # it is of confidences as they are
         chosen.append(OperatingPoint("the run's own", result.run.point, "chosen by its method, in validation"))
+    elif result.run.fixed is not None and not plan.temperature:
+        chosen.append(OperatingPoint("the run's own", result.run.fixed, "fixed by its method"))
     for calibration in plan.calibrations.values():
         chosen += calibration(policy, choosing, seen)
     result = replace(

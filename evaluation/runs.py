@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from inference.points import from_plain
 from inference.policies import Policy
 from networks.exits import EarlyExitNetwork
-from running.assembly import build_network, shaped
+from networks.packing import unpacked_state
+from running.assembly import build_network, build_policy, shaped
 from storage.run_directory import RunDirectory
 from storage.weights import NAME, read_weights
 
@@ -28,10 +29,14 @@ NEEDED = (
     "method.exits",
     "method.heads",
 )
-BUILT = ["backbone", "dataset", "method", "logger"]  # what is built of a stored config, from parts in these rooms
-ROOMS = ("networks", "datamodules", "inference", "lightning_modules", "callbacks")
+BUILT = ["backbone", "dataset", "method", "logger", "energy"]  # what is built of a stored config, from parts in these rooms
+ROOMS = ("networks", "datamodules", "inference", "lightning_modules", "callbacks", "costs")
 # what tells runs apart, the first that does; their folder does in any case
 TELLING = (
+    "precision.name",
+    "precision.edge_convs",
+    "method.exits.exits",
+    "optimization",
     "method.predictor.name",
     "method.pruning.ratio",
     "method.phases.fine_tune.epochs",
@@ -43,7 +48,14 @@ TELLING = (
     "seed",
 )
 
-NAMED = {"method.phases.fine_tune.epochs": "tuned for "}  # what a value is called
+# what a value is called
+NAMED = {
+    "method.phases.fine_tune.epochs": "tuned for ",
+    "method.exits.exits": "early exits ",
+    "precision.name": "",
+    "precision.edge_convs": "edge ",
+    "optimization": "",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ class TrainedRun:
         weights: SHA-256 of their file.
         label: short, unlike that of any other run evaluated with it.
         point: the policy that its method chose, if it chooses one.
+        fixed: the policy that its method fixes beforehand, if it does.
     """
 
     path: Path
@@ -65,6 +78,7 @@ class TrainedRun:
     weights: str
     label: str
     point: Policy | None = None
+    fixed: Policy | None = None
 
 
 def find_runs(run: Any, runs: Any) -> list[Path]:
@@ -122,7 +136,7 @@ def load_runs(paths: Sequence[Path]) -> list[TrainedRun]:
     networks = [load_network(path, config) for path, config in zip(paths, configs, strict=True)]
     names = labels(paths, configs, [network.num_exits > 1 for network in networks])
     return [
-        TrainedRun(path, config, network, _digest(path / NAME), name, stored_point(path))
+        TrainedRun(path, config, network, _digest(path / NAME), name, stored_point(path), fixed_point(config))
         for path, config, network, name in zip(paths, configs, networks, names, strict=True)
     ]
 
@@ -135,6 +149,12 @@ def stored_point(path: Path) -> Policy | None:
     """
     content = RunDirectory(path).operating_point()
     return None if content is None else from_plain(content)
+
+
+def fixed_point(config: DictConfig) -> Policy | None:
+    """The policy that the method of a run fixes beforehand, None where it does not."""
+    named = OmegaConf.select(config, "method.policy") is not None
+    return build_policy(config, len(config.images.classes)) if named else None
 
 
 def stored_config(path: Path) -> DictConfig:
@@ -177,7 +197,7 @@ def load_network(path: Path, config: DictConfig) -> EarlyExitNetwork:
         ValueError: weights that do not fit the config.
     """
     network = shaped(config, build_network(config, len(config.images.classes), tuple(config.images.shape)))
-    own, stored = network.state_dict(), read_weights(path)
+    own, stored = network.state_dict(), unpacked_state(network, read_weights(path))
     wrong = sorted(own.keys() ^ stored.keys()) or [n for n in own if own[n].shape != stored[n].shape]
     if wrong:
         raise ValueError(

@@ -10,7 +10,8 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from evaluation.results import Plan, Point, Result
+from costs.storage import device_bytes
+from evaluation.results import COSTS, Plan, Point, Result
 from inference.policies import Policy
 
 CHOSEN_ON = {"val": "chosen on the validation split", "test": "CHOSEN ON THE TEST SPLIT (calibration.split=test)"}
@@ -58,22 +59,19 @@ def _cells(point: Point, full: float, plan: Plan) -> dict[str, str]:
         "accuracy": f"{100 * point.accuracy:.2f} ± {100 * point.error:.2f} %",
         "minus full": f"{100 * point.gain:+.2f} ± {100 * point.gain_error:.2f}",
         f"on {plan.split}": "" if math.isnan(point.seen) else f"{100 * point.seen:.2f} %",
-        plan.cost.title: amount(point.cost),
+        plan.cost.title: plan.cost.amount(point.cost),
         "of full": f"{100 * point.cost / full:.1f} %",
-        **dict(zip(PARTS, map(amount, (point.device, point.server)), strict=True)),
+        **dict(zip(PARTS, map(plan.cost.amount, (point.device, point.server)), strict=True)),
         "share per exit": " / ".join(f"{100 * share:.1f}" for share in point.shares) + " %",
     }
-
-
-def amount(number: float) -> str:
-    return f"{number / 1e9:.3f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
 def _thresholds(point: Point) -> str:
     columns = numbers(point.chosen.policy)
     columns.pop("policy", None)
     budget = columns.pop("budget", None)
-    texts = [*map(_threshold, columns.values()), *([] if budget is None else [f"≤ {amount(budget)}"])]
+    limit = [] if budget is None else [f"≤ {COSTS['macs'].amount(budget)}"]
+    texts = [*map(_threshold, columns.values()), *limit]
     return "" if point.chosen.name.startswith("exit ") else ", ".join(texts)
 
 
@@ -101,7 +99,8 @@ def markdown(results: Sequence[Result], plan: Plan) -> str:
     series = [result for result in results if result.series]
     if series:
         text += f"\nThe {len(series[0].series)} points of the budgeted-batch protocol are in `curve.csv`.\n"
-    return text
+    held = ", ".join(f"{result.run.label} {device_bytes(result.run.network) / 1e3:,.1f} kB" for result in results)
+    return text + f"\nThe device holds: {held}.\n"
 
 
 def printed(results: Sequence[Result], plan: Plan) -> Table:

@@ -22,6 +22,7 @@ class ExitRow(NamedTuple):
         accuracy: from 0 to 1.
         macs, device, server: MACs per image, in all, before and behind the cut.
         share: of the images.
+        energy: µJ per image, None where that is not known.
     """
 
     exit: str
@@ -30,6 +31,7 @@ class ExitRow(NamedTuple):
     device: float
     server: float
     share: float
+    energy: float | None = None
 
 
 def exit_rows(metrics: Mapping[str, float]) -> list[ExitRow]:
@@ -52,7 +54,8 @@ def exit_rows(metrics: Mapping[str, float]) -> list[ExitRow]:
 def _row(exit: str, prefix: str, metrics: Mapping[str, float], share: float) -> ExitRow:
     macs = metrics[f"{prefix}macs"]
     device = metrics.get(f"{prefix}device_macs", macs)
-    return ExitRow(exit, metrics[f"{prefix}acc"], macs, device, macs - device, share)
+    energy = metrics.get(f"{prefix}energy_uj")
+    return ExitRow(exit, metrics[f"{prefix}acc"], macs, device, macs - device, share, energy)
 
 
 def exit_figure(metrics: Mapping[str, float], title: str) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -32,13 +33,14 @@ class Outcome(NamedTuple):
     predicted: bool = False
 
     def cost(self, trace: Trace, kind: str = "macs") -> Tensor:
-        """(samples,) int64, spent on each sample; of a kind of ``kinds``."""
+        """(samples,) int64, energy float64: spent on each sample; of a kind of ``kinds``."""
         return spent(trace, self.prediction.exit, self.heads, kind, self.predicted)
 
 
-def kinds(trace: Trace) -> list[str]:
-    """Costs that a trace knows: in each convention all (``macs``) and what is spent on the device (``device_macs``)."""
-    return [*trace.costs, *(f"device_{convention}" for convention in trace.costs)]
+def kinds(conventions: Iterable[str]) -> list[str]:
+    """Costs that are known: in each convention all (``macs``) and what is spent on the device (``device_macs``)."""
+    names = list(conventions)
+    return [*names, *(f"device_{name}" for name in names)]
 
 
 def spent(trace: Trace, exit: Tensor, heads: Tensor, kind: str, predicted: bool = False) -> Tensor:
@@ -127,7 +129,7 @@ def _columns(trace: Trace, exit: Tensor, heads: Tensor, predicted: bool) -> Tens
     """(samples, 2 + kinds) float64 of leaving at ``exit`` (samples,): right, lost, and each cost."""
     right = trace.correct.gather(0, exit[None] - 1)[0]
     lost = trace.correct[-1] & ~right
-    costs = [spent(trace, exit, heads, kind, predicted) for kind in kinds(trace)]
+    costs = [spent(trace, exit, heads, kind, predicted) for kind in kinds(trace.costs)]
     return torch.stack([right, lost, *costs], 1).double()
 
 
@@ -197,7 +199,7 @@ def _worth(trace: Trace, exit: Tensor, heads: Tensor, predicted: bool) -> Tensor
 
 
 def _as_curve(values: Tensor, sums: Tensor, trace: Trace) -> Curve:
-    names, samples = kinds(trace), len(trace)
+    names, samples = kinds(trace.costs), len(trace)
     costs = {name: sums[:, 2 + i] / samples for i, name in enumerate(names)}
     return Curve(values, sums[:, 0] / samples, costs, sums[:, 2 + len(names) :] / samples, sums[:, 1].round().long())
 

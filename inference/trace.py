@@ -28,8 +28,9 @@ class Trace:
     Attributes:
         logits: (N, samples, C) float32.
         labels: (samples,) int64.
-        segments: by convention (``macs``, ``ptflops``), (N, samples) int64: the backbone from the exit before to each.
-        heads: by convention, (N, samples) int64: each exit's own classifier.
+        segments: by convention (``macs``, ``ptflops``, both int64; ``energy_uj``, float64), (N, samples): the backbone
+            from the exit before to each.
+        heads: by convention, (N, samples): each exit's own classifier.
         costs: by convention, the same of the network as it stands, nothing skipped.
         predictions: (N - 1, samples) float32, the Exit Predictor's scores; None without one.
         extras: what the data set knows of each sample besides, (samples,) by name.
@@ -62,7 +63,7 @@ class Trace:
         return torch.stack([logits.argmax(-1) for logits in self.logits]) == self.labels
 
     def paid(self, convention: str = "macs") -> Tensor:
-        """(N, samples) int64: what leaving at each exit costs with every head on the way computed."""
+        """(N, samples): what leaving at each exit costs with every head on the way computed."""
         return (self.segments[convention] + self.heads[convention]).cumsum(0)
 
     def tempered(self, temperatures: Sequence[float]) -> Trace:
@@ -75,6 +76,16 @@ class Trace:
             raise ValueError(f"Expected {self.num_exits} temperatures, one an exit, got {list(temperatures)}.")
         divisors = torch.tensor(list(temperatures), dtype=self.logits.dtype)[:, None, None]
         return replace(self, logits=self.logits / divisors)
+
+    def priced(self, costs: NetworkCosts) -> Trace:
+        """The same with another convention, in which every sample's segments and heads cost the same."""
+        name, samples = costs.convention, len(self)
+        return replace(
+            self,
+            segments={**self.segments, name: _each(costs.segments, samples)},
+            heads={**self.heads, name: _each(costs.heads, samples)},
+            costs={**self.costs, name: costs},
+        )
 
     def rows(self, index: Tensor) -> Trace:
         """Some of the samples."""
@@ -135,8 +146,9 @@ def assembled(
     return Trace(logits, labels, segments, heads, costs, predictions, extras or {}, about or {})
 
 
-def _each(costs: Sequence[int], samples: int) -> Tensor:
-    return torch.tensor(costs, dtype=torch.int64)[:, None].expand(-1, samples)
+def _each(costs: Sequence[float], samples: int) -> Tensor:
+    whole = all(isinstance(cost, int) for cost in costs)
+    return torch.tensor(costs, dtype=torch.int64 if whole else torch.float64)[:, None].expand(-1, samples)
 
 
 def _require_numbers(logits: Tensor) -> None:

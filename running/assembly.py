@@ -19,6 +19,7 @@ from inference.thresholds import Confidence
 from lightning_modules.classifier import Classifier
 from networks.chain import Chain
 from networks.exits import EarlyExitNetwork, with_exits
+from networks.packing import unpacked_state
 from networks.pruning import pruned
 from networks.quantization import FULL, check_bits, edge_blocks, quantizable, quantized, quantized_convs
 from running.earlier_run import require_same
@@ -96,7 +97,7 @@ def load_weights(cfg: DictConfig, network: EarlyExitNetwork, run_dir: RunDirecto
         require_same(cfg, earlier)
     if not isinstance(source, str):
         raise ValueError(f"Expected weights to be a file or a run directory, got {source}.")
-    weights = read_weights(source)
+    weights = unpacked_state(network, read_weights(source))
     if earlier is not None:  # a predictor of its own is not gone on with
         weights = {name: value for name, value in weights.items() if not name.startswith("predictor.")}
     if fresh := start_from(network, weights, str(source)):

@@ -126,7 +126,7 @@ class Course:
         """Logs and prints what a choice comes to on the validation split."""
         outcome = replay(policy, trace)
         right = (outcome.prediction.label == trace.labels).double().mean().item()
-        values = {f"val/{kind}": outcome.cost(trace, kind).double().mean().item() for kind in kinds(trace)}
+        values = {f"val/{kind}": outcome.cost(trace, kind).double().mean().item() for kind in kinds(trace.costs)}
         for logger in self.loggers:
             logger.log_metrics({"epoch": 0, "val/acc": right, **values}, self.last)
         thresholds = "  ".join(

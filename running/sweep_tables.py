@@ -14,7 +14,7 @@ from figures.sweep import sweep_figure
 from storage.files import written_aside
 
 STATE = ["job", "status", "reason"]
-SHOWN = ("test/acc", "test/macs", "test/device_macs", "test/server_macs")
+SHOWN = ("test/acc", "test/macs", "test/device_macs", "test/server_macs", "test/energy_uj")
 
 
 def read_jobs(folder: Path) -> pd.DataFrame:

@@ -8,6 +8,7 @@ METHODS: dict[str, list[str]] = {
     "plain": ["method=plain"],
     "early_exit": ["method=early_exit"],
     "exit_predictor": ["method=exit_predictor", "method.phases.choose.choice.points=100"],
+    "hybrid": ["method=hybrid"],
     "early_exit_separate": ["method=early_exit", "method/phases=separate", "method/heads=light"],
 }
 BACKBONES = ("resnet8", "vgg16_bn", "alexnet", "densenet76")

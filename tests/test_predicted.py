@@ -123,7 +123,7 @@ def test_algorithm_1_executor_and_replay_agree_within_a_budget_too(data, seed: i
         assert seen.device_macs.tolist() == [device for *_, (device, _) in expected]
     assert [(row.nonzero()[:, 0] + 1).tolist() for row in outcome.heads.T] == [heads for *_, (_, heads) in walked]
     assert together.macs.max() <= limit
-    for kind in kinds(trace)[::2] if limit == INF else ():  # macs and device_macs
+    for kind in kinds(trace.costs)[::2] if limit == INF else ():  # macs and device_macs
         assert getattr(together, kind).sum() == equation_4(trace, kind, lambdas, gammas).sum()
 
 
@@ -147,7 +147,7 @@ def test_a_curve_is_replays_and_these_are_equation_4_and_within_their_budget(see
             right, exits = outcome.prediction.label == trace.labels, [exit for _, _, exit, *_ in walked]
             assert (seen.accuracy[i], seen.lost[i]) == (right.double().mean(), (trace.correct[-1] & ~right).sum())
             assert seen.shares[i].tolist() == [exits.count(k + 1) / samples for k in range(early + 1)]
-            for kind in kinds(trace):
+            for kind in kinds(trace.costs):
                 paid = outcome.cost(trace, kind)
                 assert seen.costs[kind][i] == paid.double().mean()
                 assert most < INF or torch.equal(paid, equation_4(trace, kind, lambdas, gammas))
