@@ -21,6 +21,7 @@ bench: $(READY)
 	$(PY) -W ignore::FutureWarning -m benchmarks.training_loop
 	$(PY) -W ignore::FutureWarning -m benchmarks.early_exits
 	$(PY) -W ignore::FutureWarning -m benchmarks.exit_predictor
+	$(PY) -W ignore::FutureWarning -m benchmarks.quantization
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -26,6 +26,7 @@ from torch.utils.data import TensorDataset
 
 from callbacks.metrics_csv import MetricsCSV
 from datamodules.image_data import ImageData, Splits, in_channels_last
+from networks.quantization import clip_latent_weights
 from running.assembly import build_network, build_phases, build_policy, built
 from running.course import phase_trainer, quiet_lightning
 from running.hardware import pick_precision
@@ -69,7 +70,7 @@ def offramp_epochs(cfg: DictConfig, data: ImageData, rounds: int, folder: Path) 
     """Seconds of one epoch after another, each its own fit with the seeds, metrics, log and checkpoint of a run."""
     network = build_network(cfg, data.num_classes, data.input_shape).to(memory_format=torch.channels_last)
     phase = replace(build_phases(cfg, network)[0], epochs=1)
-    module = phase.make_module(network, build_policy(cfg))
+    module = phase.make_module(network, build_policy(cfg, data.num_classes))
     options = {**cfg.trainer, "limit_val_batches": 0, "enable_progress_bar": False}
     for i in range(rounds):
         clock = Clock()
@@ -82,7 +83,7 @@ def offramp_epochs(cfg: DictConfig, data: ImageData, rounds: int, folder: Path) 
 def bare_epochs(cfg: DictConfig, data: ImageData, rounds: int) -> Iterator[float]:
     """Seconds of the same epochs in a loop of nothing but the step."""
     network = build_network(cfg, data.num_classes, data.input_shape).to(memory_format=torch.channels_last)
-    module = build_phases(cfg, network)[0].make_module(network, build_policy(cfg))
+    module = build_phases(cfg, network)[0].make_module(network, build_policy(cfg, data.num_classes))
     module.to("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
     optimizer = module.fresh_optimizer()
     images, labels = (tensor.to(module.device) for tensor in data.train_dataloader().dataset.tensors)
@@ -97,6 +98,7 @@ def bare_epochs(cfg: DictConfig, data: ImageData, rounds: int) -> Iterator[float
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            clip_latent_weights(module.network)
         synchronize()
         yield time.perf_counter() - start
 

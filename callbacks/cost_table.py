@@ -75,5 +75,5 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _millions(*counts: int) -> list[str]:
+def _millions(*counts: float) -> list[str]:
     return [f"{count / 1e6:,.2f}" for count in counts]

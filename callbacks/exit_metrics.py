@@ -10,8 +10,8 @@ from torch import Tensor
 from torchmetrics import Accuracy, Metric
 
 from callbacks.finite_loss import NonFiniteLoss
-from costs.energy import Chip, network_energy
 from costs.counting import Convention
+from costs.energy import Chip, network_energy
 from costs.network import NetworkCosts, network_costs
 from costs.storage import device_bytes
 from inference.policies import Policy
@@ -20,7 +20,6 @@ from inference.replay import kinds, replay
 from inference.thresholds import Confidence, Thresholds
 from inference.trace import assembled
 from networks.exits import EarlyExitNetwork
-
 
 COUNTED: tuple[Convention, ...] = ("macs", "ptflops")
 

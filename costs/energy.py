@@ -9,8 +9,8 @@ of different bits        memory at its own bits, scaling factors where the weigh
 an early exit            its layers, and for each element of the feature it is attached to two accesses and an addition
 ======================== =======================================================================================
 
-Layers are convolutions and FC layers; their weights, inputs and outputs are counted in elements, once an image. What the
-paper leaves out is left out: BatchNorm, ReLU, shortcuts, biases, and what is sent from the device to the server.
+Layers are convolutions and FC layers; their weights, inputs and outputs are counted in elements, once an image. What
+the paper leaves out is left out: BatchNorm, ReLU, shortcuts, biases, and what is sent from the device to the server.
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ def network_energy(network: EarlyExitNetwork, chip: Chip) -> NetworkCosts:
     layers = layer_energies(network, image, chip)
     predictor = 0.0 if network.predictor is None else _under(layer_energies(network.predictor, image, chip))
     shapes = network.chain.tap_shapes() if network.taps else ()
-    heads = [
-        _under(layers, f"heads.{k}.") + chip.branch(math.prod(shapes[tap])) for k, tap in enumerate(network.taps)
-    ]
+    heads = [_under(layers, f"heads.{k}.") + chip.branch(math.prod(shapes[tap])) for k, tap in enumerate(network.taps)]
     heads.append(_under(layers, "chain.head."))
     blocks = [_under(layers, f"chain.blocks.{i}.") for i in range(len(network.chain.blocks))]
     stem = _under(layers, "chain.stem.") + layers["chain.stem"]

@@ -14,7 +14,6 @@ from costs.counting import count
 from networks.chain import Chain
 from networks.exits import EarlyExitNetwork
 
-
 Convention = Literal["macs", "ptflops", "energy_uj"]
 
 

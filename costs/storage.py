@@ -6,16 +6,19 @@ from networks.exits import EarlyExitNetwork
 from networks.packing import packed_state
 
 
-def device_bytes(network: EarlyExitNetwork) -> int:
+def device_bytes(network: EarlyExitNetwork, blocks: int | None = None) -> int:
     """Bytes of what runs on the device, weights of few bits packed: see ``networks.packing``.
 
     That is all before the cut (the tap of the last early exit), the early exits' heads and the Exit Predictor; without
     an early exit, the whole network. Counted are weights, biases, scales and BatchNorm's four vectors.
+
+    Args:
+        blocks: how many are on the device, where the cut is somewhere else.
     """
+    blocks = network.taps[-1] if blocks is None and network.taps else blocks
     rooms: tuple[str, ...] = ("",)
-    if network.taps:
-        blocks = (f"chain.blocks.{i}." for i in range(network.taps[-1]))
-        rooms = ("chain.stem.", *blocks, "heads.", "predictor.")
+    if blocks is not None:
+        rooms = ("chain.stem.", *(f"chain.blocks.{i}." for i in range(blocks)), "heads.", "predictor.")
     return sum(
         value.nbytes
         for name, value in packed_state(network).items()

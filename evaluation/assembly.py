@@ -76,7 +76,9 @@ def chip_of(runs: Sequence[TrainedRun], given: DictConfig) -> Chip | None:
     try:
         return Chip(**{"name": "given", **own, **changes})
     except TypeError as error:
-        raise ValueError(f"Expected energy.mac, addition, few_bit_mac, few_bit_mac_bit and memory_bit: {error}.") from error
+        raise ValueError(
+            f"Expected energy.mac, addition, few_bit_mac, few_bit_mac_bit and memory_bit: {error}."
+        ) from error
 
 
 def check(runs: Sequence[TrainedRun], plan: Plan) -> None:

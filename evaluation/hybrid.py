@@ -34,7 +34,7 @@ class Design:
         shares: of the images, leaving at each early exit.
         edge_uj, cloud_uj: energy of an image, µJ.
         full_uj: that of the backbone in full precision without early exits.
-        device_bytes: what the edge holds.
+        device_bytes: what the edge holds, 0 where all is in the cloud.
     """
 
     bits: tuple[int, int]
@@ -108,8 +108,8 @@ def _design(result: Result, chip: Chip) -> Design:
     outcome = replay(run.fixed or FixedExit(test.num_exits), test)
     right = outcome.prediction.label == test.labels
     left = [(outcome.prediction.exit == k).double().mean().item() for k in range(1, test.num_exits)]
-    edge, convs = _edge(network)
-    edge_uj, cloud_uj = _energies(result, outcome)
+    edge, convs, blocks = _edge(network)
+    edge_uj, cloud_uj = _energies(result, outcome, blocks)
     config = run.config
     return Design(
         bits=(config.precision.weight_bits, config.precision.act_bits) if quantized_convs(network) else (FULL, FULL),
@@ -125,25 +125,25 @@ def _design(result: Result, chip: Chip) -> Design:
         edge_uj=edge_uj,
         cloud_uj=cloud_uj,
         full_uj=_in_full_precision(result, chip),
-        device_bytes=device_bytes(network),
+        device_bytes=device_bytes(network, blocks) if blocks else 0,
     )
 
 
-def _edge(network: EarlyExitNetwork) -> tuple[int, int]:
-    """Convolutions at the edge, and in all blocks."""
+def _edge(network: EarlyExitNetwork) -> tuple[int, int, int]:
+    """Convolutions at the edge, in all blocks, and blocks at the edge: without an exit, up to the last quantized."""
     few, rest = len(quantized_convs(network)), quantizable(network.chain)
-    edge = few or (sum(rest[: network.taps[-1]]) if network.taps else 0)
-    return edge, few + sum(rest)
+    last = max((i for i, block in enumerate(network.chain.blocks, 1) if quantized_convs(block)), default=0)
+    blocks = network.taps[-1] if network.taps else last
+    return few or sum(rest[:blocks]), few + sum(rest), blocks
 
 
-def _energies(result: Result, outcome: Outcome) -> tuple[float, float]:
-    """µJ of an image at the edge and in the cloud; without an exit the edge ends with its last quantized block."""
-    network, test = result.run.network, result.test
+def _energies(result: Result, outcome: Outcome, blocks: int) -> tuple[float, float]:
+    """µJ of an image at the edge and in the cloud."""
+    test = result.test
     total = outcome.cost(test, "energy_uj").mean().item()
     edge = outcome.cost(test, "device_energy_uj").mean().item()
-    if not network.taps:
-        last = max((i for i, block in enumerate(network.chain.blocks, 1) if quantized_convs(block)), default=0)
-        edge = test.costs["energy_uj"].until_tap[last] if last else 0.0
+    if test.num_exits == 1:
+        edge = test.costs["energy_uj"].until_tap[blocks] if blocks else 0.0
     return edge, total - edge
 
 

@@ -38,7 +38,7 @@ def pictures(
     if comparison is not None:
         yield from _on_device(comparison, title(results, plan))
     if designs:
-        yield from _of_designs(designs, title(results, plan).partition(";")[0])
+        yield from _of_designs(designs, title(results, plan).partition(";")[0] + "; E: convolutions at the edge")
     for result in results:
         if result.adaptive:
             room = "" if len(results) == 1 else f"{room_of(result)}/"
@@ -107,8 +107,8 @@ def _of_designs(designs: Sequence[Design], text: str) -> Iterator[tuple[str, Fig
 
 
 def _spot(design: Design) -> Spot:
-    name = design.name.replace(" + ", "+")
-    name = "fp32" if not design.edge else f"{name}, {design.exits} exits" if design.exits > 1 else name
+    name = f"{design.edge}E" if design.edge else "fp32"
+    name += f", {design.exits} exits" if design.exits > 1 else ""
     return Spot(name + ", separate" * design.separate, PER_10K * design.energy_uj, design.accuracy)
 
 

@@ -33,8 +33,8 @@ def curve_rows(result: Result, plan: Plan, times: Mapping[int, Latency]) -> pd.D
 
     Columns: ``run``, ``chosen_on``, ``point``, ``front`` (Pareto-optimal on the calibration split), the policy's,
     ``val/acc`` and ``val/<cost>`` (where that is the calibration split), ``test/acc``, ``test/<cost>`` (``macs``,
-    ``device_macs``, ``server_macs``, the same of ``ptflops`` and ``energy_uj``), ``test/exit_k/fraction``, and for measured points
-    ``test/ms_batch_1``, ``test/speedup_batch_1``, ….
+    ``device_macs``, ``server_macs``, the same of ``ptflops`` and ``energy_uj``), ``test/exit_k/fraction``, and for
+    measured points ``test/ms_batch_1``, ``test/speedup_batch_1``, ….
 
     Args:
         times: measured, by row of the curve.

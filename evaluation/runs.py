@@ -29,7 +29,13 @@ NEEDED = (
     "method.exits",
     "method.heads",
 )
-BUILT = ["backbone", "dataset", "method", "logger", "energy"]  # what is built of a stored config, from parts in these rooms
+BUILT = [
+    "backbone",
+    "dataset",
+    "method",
+    "logger",
+    "energy",
+]  # what is built of a stored config, from parts in these rooms
 ROOMS = ("networks", "datamodules", "inference", "lightning_modules", "callbacks", "costs")
 # what tells runs apart, the first that does; their folder does in any case
 TELLING = (

@@ -56,7 +56,7 @@ class Budget(Policy):
         assert self.macs is not None
         return math.floor(min(self.macs, 2**62))
 
-    def overhead(self, costs: NetworkCosts) -> int:
+    def overhead(self, costs: NetworkCosts) -> float:
         return self._inner.overhead(costs)
 
     @property

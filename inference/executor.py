@@ -79,12 +79,12 @@ class NetworkWay:
         self.executor, self.feature = executor, images
         self.at: int | None = None
 
-    def predict(self) -> tuple[Tensor, int]:
+    def predict(self) -> tuple[Tensor, float]:
         predictor = self.executor.network.predictor
         assert predictor is not None  # or the policy's check would have refused
         return predictor.scores(self.feature), self.executor.costs.predictor
 
-    def advance(self, k: int) -> int:
+    def advance(self, k: int) -> float:
         x, end, piece = self.feature, self.executor.ends[k - 1], self.executor.pieces[k - 1]
         run = self.executor.network.chain.run
         if len(x) > piece and x.device.type == "cpu":
@@ -95,7 +95,7 @@ class NetworkWay:
         self.at = end
         return self.executor.costs.segments[k - 1]
 
-    def head(self, k: int, wanted: Tensor | None) -> tuple[Tensor, int]:
+    def head(self, k: int, wanted: Tensor | None) -> tuple[Tensor, float]:
         feature = self.feature if wanted is None else self.feature[wanted]
         logits = self.executor.heads[k - 1](feature).float()
         if self.executor.temperatures is not None:

@@ -62,7 +62,7 @@ class Policy:
             ValueError: thresholds of the wrong number or outside their range; thresholds that are not set.
         """
 
-    def overhead(self, costs: NetworkCosts) -> int:
+    def overhead(self, costs: NetworkCosts) -> float:
         """MACs it spends on every sample before the network begins."""
         return 0
 

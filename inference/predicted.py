@@ -55,7 +55,7 @@ class Predicted(Confidence):
                     f"Expected policy.prediction from 0 to 1 (or inf, never to compute the head), got {gamma}."
                 )
 
-    def overhead(self, costs: NetworkCosts) -> int:
+    def overhead(self, costs: NetworkCosts) -> float:
         return costs.predictor
 
     @property

@@ -66,7 +66,7 @@ class TraceWay:
         self.computed = torch.zeros(trace.num_exits, len(trace), dtype=torch.bool)
         self.predicted = False
 
-    def predict(self) -> tuple[Tensor, int]:
+    def predict(self) -> tuple[Tensor, float]:
         assert self.trace.predictions is not None  # or the policy's check would have refused
         self.predicted = True
         return self.trace.predictions[:, self.rows].T, self.trace.costs["macs"].predictor

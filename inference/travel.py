@@ -82,12 +82,12 @@ class _Checked:
         self.advance, self.keep, self.inner = way.advance, way.keep, way
         self.sums: dict[str, Tensor] = {}
 
-    def predict(self) -> tuple[Tensor, int]:
+    def predict(self) -> tuple[Tensor, float]:
         scores, cost = self.inner.predict()
         self.sums["the Exit Predictor"] = scores.sum()
         return scores, cost
 
-    def head(self, k: int, wanted: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    def head(self, k: int, wanted: Tensor | None) -> tuple[Tensor, Tensor | float]:
         logits, cost = self.inner.head(k, wanted)
         self.sums[f"exit {k}"] = logits.sum()
         return logits, cost

@@ -24,9 +24,10 @@ def loss_weights(preset: str | Sequence[float], exits: int) -> tuple[float, ...]
     """The weight of each exit's cross-entropy.
 
     Args:
-        preset: the weights themselves, or a name: ``exit_predictor`` (section V, three or four exits), ``hybrid``
-            (0.6 for the early exit, or for all of them in equal parts; section III-B), ``sum`` (1 each, equation 4 of Dual Dynamic Inference), ``mean`` (1/N each),
-            ``auto`` (the Exit Predictor's where it has them, otherwise ``mean``).
+        preset: the weights themselves, or a name: ``exit_predictor`` (section V, three or four exits), ``hybrid`` (0.6
+            for the early exit, or for all of them in equal parts, and 0.4 for the last; section III-B), ``sum`` (1
+            each, equation 4 of Dual Dynamic Inference), ``mean`` (1/N each), ``auto`` (the Exit Predictor's where it
+            has them, otherwise ``mean``).
         exits: number of exits N, the last included.
 
     Raises:

@@ -68,7 +68,7 @@ class Block(nn.Module):
         return []
 
     def quantized(self, weight_bits: int, act_bits: int, closes: bool = False) -> Block:
-        """The pre-activation block with each of ``convs`` as a ``networks.quantization.QuanConv``, sharing their weights.
+        """The pre-activation block with ``convs`` as ``networks.quantization.QuanConv``, which share their weights.
 
         Args:
             weight_bits, act_bits: 1 to 8, or 32.

@@ -126,7 +126,9 @@ class AlongEdge:
         places = [count * (i + 1) / self.exits for i in range(self.exits)]
         nearest = {min(range(len(ends)), key=lambda k: (abs(ends[k] - place), k)) + 1 for place in places}
         if len(nearest) < self.exits:
-            raise ValueError(f"Expected room for method.exits.exits={self.exits} along {count:g} convolutions, got none.")
+            raise ValueError(
+                f"Expected room for method.exits.exits={self.exits} along {count:g} convolutions, got none."
+            )
         return tuple(sorted(nearest))
 
 

@@ -1,8 +1,9 @@
 """Few-bit convolutions: the quantizers of the hybrid-network paper (equations 1 to 3) and its QuanConv layer (Fig. 2).
 
-A quantizer of k bits has Z = 2^k - 1 steps over [-1, 1]: its 2^k levels are (2q - Z)/Z for q = 0 … Z (the paper's v0, v1,
-v2 are 1, 2, ½). Convolutions see the integers 2q - Z, divided by 2^(k - 1): up to k = 8 these *codes* are exact in fp32,
-bf16 and fp16, and products of them overflow in none. What is left, a factor for each filter, is multiplied in fp32.
+A quantizer of k bits has Z = 2^k - 1 steps over [-1, 1]: its 2^k levels are (2q - Z)/Z for q = 0 … Z (the paper's v0,
+v1, v2 are 1, 2, ½). Convolutions see the integers 2q - Z, divided by 2^(k - 1): up to k = 8 these *codes* are exact in
+fp32, bf16 and fp16, and sums of their products overflow in none. What is left, a factor for each filter, is multiplied
+in fp32.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ def codes_of(x: Tensor, bits: int, dtype: torch.dtype | None = None) -> Tensor:
 def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """A filter bank (C, …) as codes (C, …) and what a code of 1 stands for in each filter (C,).
 
-    Filters are divided by their largest absolute value, quantized, and scaled back by least squares, α = ⟨W, Wq⟩/⟨Wq, Wq⟩,
-    which for the sign is mean |W| (equation 2). α is rounded to 16 significant bits: codes times scale are then exact in
-    fp32 and quantize to the very same codes and scale, which is why packed weights lose nothing.
+    Filters are divided by their largest absolute value, quantized, and scaled back by least squares,
+    α = ⟨W, Wq⟩/⟨Wq, Wq⟩, which for the sign is mean |W| (equation 2). α is rounded to 16 significant bits: codes times
+    scale are then exact in fp32 and quantize to the very same codes and scale, which is why packed weights lose nothing.
     """
     flat = weight.detach().float().flatten(1)
     if bits == 1:
@@ -122,8 +123,8 @@ def computed_in(x: Tensor) -> torch.dtype:
 class QuanConv(nn.Module):
     """BatchNorm, activation quantizer, convolution with quantized weights: Fig. 2 of the hybrid-network paper.
 
-    Inputs are brought to [-1, 1] by clipping; with 32 bits nothing follows that. Weights are kept in fp32, their *latent*
-    values, which gradients reach straight through the quantizer and ``clip`` holds within [-1, 1].
+    Inputs are brought to [-1, 1] by clipping; with 32 bits nothing follows that. Weights are kept in fp32, their
+    *latent* values, which gradients reach straight through the quantizer and ``clip`` holds within [-1, 1].
 
     Args:
         conv: gives its weights, geometry and bias, which stays in fp32 and is added last.

@@ -14,7 +14,7 @@ from figures.sweep import sweep_figure
 from storage.files import written_aside
 
 STATE = ["job", "status", "reason"]
-SHOWN = ("test/acc", "test/macs", "test/device_macs", "test/server_macs", "test/energy_uj")
+SHOWN = ("test/acc", "test/macs", "test/device_macs", "test/server_macs")
 
 
 def read_jobs(folder: Path) -> pd.DataFrame:
@@ -47,13 +47,12 @@ def swept(jobs: pd.DataFrame) -> list[str]:
 
 
 def shown_metrics(jobs: pd.DataFrame, exits: bool = True) -> list[str]:
-    """The metrics to look at first: accuracy and MACs as run, then the accuracy of each exit."""
+    """The metrics to look at first: accuracy and MACs as run, then energy and the accuracy of each exit."""
     first = [name for name in SHOWN if name in jobs]
-    return (
-        first
-        if not exits
-        else first + sorted(name for name in jobs if name.startswith("test/exit_") and name.endswith("/acc"))
-    )
+    if not exits:
+        return first
+    energy = [name for name in jobs if name == "test/energy_uj"]
+    return [*first, *energy, *sorted(n for n in jobs if n.startswith("test/exit_") and n.endswith("/acc"))]
 
 
 def over_seeds(jobs: pd.DataFrame) -> pd.DataFrame | None:
@@ -134,6 +133,8 @@ def _title(metric: str) -> str:
 def _number(metric: str, value: float) -> str:
     if pd.isna(value):
         return "-"
+    if metric.endswith("energy_uj"):
+        return f"{value:.1f}"
     return f"{value / 1e6:.2f} M" if metric.endswith("macs") else f"{value:.4f}"
 
 

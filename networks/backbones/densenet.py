@@ -22,7 +22,9 @@ class DenseLayer(Block):
     and always runs.
     """
 
-    def __init__(self, layer: nn.Sequential, in_channels: int, channels: int, growth: int, transition: nn.Module | None):
+    def __init__(
+        self, layer: nn.Sequential, in_channels: int, channels: int, growth: int, transition: nn.Module | None
+    ):
         super().__init__(in_channels, channels + growth, gate_channels=growth, skippable=True)
         self.transition = nn.Identity() if transition is None else transition
         self.layer = layer
