@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from networks.backbones.resnet import cifar_resnet
-from networks.quantization import clip_latent_weights, quantizable, quantized
+from networks.edge import quantizable, quantized
+from networks.quantization import clip_latent_weights
 from running.hardware import keep_freed_memory
 
 BITS = (1, 2, 4, 8)

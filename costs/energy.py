@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -77,13 +77,13 @@ class Chip:
         return (2 * FULL * self.memory_bit + self.addition) * elements
 
 
-def layer_energies(module: nn.Module, image: Tensor, chip: Chip) -> Counter[str]:
+def layer_energies(module: nn.Module, image: Tensor, chip: Chip) -> dict[str, float]:
     """Picojoules of each convolution and FC layer of a module on one image (1, C, H, W), by its dotted name.
 
     The module is run on a copy in eval mode. An LSTM is charged as FC layers of its MACs and weights.
     """
     module = copy.deepcopy(module).eval()
-    found: Counter[str] = Counter()
+    found: dict[str, float] = defaultdict(float)
 
     def note(name: str, layer: nn.Module) -> None:
         def seen(layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:

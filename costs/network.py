@@ -81,6 +81,6 @@ def network_costs(network: EarlyExitNetwork, convention: Counted = "macs") -> Ne
     return NetworkCosts(convention, counts["chain.stem"], blocks, heads, network.taps, predictor)
 
 
-def tap_macs(chain: Chain) -> tuple[int, ...]:
+def tap_macs(chain: Chain) -> tuple[float, ...]:
     """MACs from the image to each tap of a bare chain, from tap 1 on; rules that place exits ask for them."""
     return network_costs(EarlyExitNetwork(chain)).until_tap[1:]

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, ListConfig
 
 from costs.energy import Chip
 from costs.network import network_costs
+from evaluation.cost_axes import COSTS
 from evaluation.on_device import Settings
-from evaluation.results import COSTS, Plan
+from evaluation.results import Plan
 from evaluation.runs import TrainedRun
 from inference.budget import Budget
 from inference.policies import Policy

@@ -13,8 +13,9 @@ from evaluation.results import Result
 from inference.policies import FixedExit
 from inference.replay import Outcome, replay
 from networks.chain import Chain
+from networks.edge import quantizable
 from networks.exits import EarlyExitNetwork
-from networks.quantization import FULL, quantizable, quantized_convs
+from networks.quantization import FULL, quantized_convs
 from running.assembly import built
 
 

@@ -14,7 +14,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from evaluation.results import Cost, Plan, Result
+from evaluation.cost_axes import Cost
+from evaluation.results import Plan, Result
 from inference.choices import PredictionThresholds
 from inference.policies import Policy
 from inference.predicted import Predicted

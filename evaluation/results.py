@@ -9,52 +9,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from evaluation.cost_axes import Cost
 from evaluation.runs import TrainedRun
 from inference.calibration import Calibration, OperatingPoint
 from inference.policies import FixedExit, Policy
 from inference.replay import Curve, Outcome, curve, label_oracle, oracle, pareto, replay
 from inference.temperature import calibration_errors, temperatures
 from inference.trace import Trace
-
-
-@dataclass(frozen=True)
-class Cost:
-    """An axis of tables and figures: a kind of cost (``inference.replay.kinds``), a factor, and what it is called.
-
-    Attributes:
-        unit: of its amounts; none for counts, which are shown in millions.
-    """
-
-    kind: str
-    factor: int
-    title: str
-    unit: str = ""
-
-    def of(self, outcome: Outcome, trace: Trace) -> float:
-        """Average of an image."""
-        return self.factor * outcome.cost(trace, self.kind).double().mean().item()
-
-    @property
-    def whole(self) -> Cost:
-        """The same on device and server together."""
-        title = self.title.removesuffix(" on the device")
-        return replace(self, kind=self.kind.removeprefix("device_"), title=title)
-
-    @property
-    def on_device(self) -> Cost:
-        """The same on the device alone."""
-        return replace(self, kind=f"device_{self.whole.kind}", title=f"{self.whole.title} on the device")
-
-    def amount(self, number: float) -> str:
-        """A number on this axis with its unit, or with G or M."""
-        if self.unit:
-            return f"{number:.2f} {self.unit}"
-        return f"{number / 1e9:.3f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
-
-
-_WHOLE = {"macs": Cost("macs", 1, "MACs"), "2macs": Cost("macs", 2, "2·MACs"), "2·macs": Cost("macs", 2, "2·MACs"),
-          "ptflops": Cost("ptflops", 1, "ptflops"), "energy_uj": Cost("energy_uj", 1, "energy", "µJ")}  # fmt: skip
-COSTS = _WHOLE | {f"device_{name}": cost.on_device for name, cost in _WHOLE.items()}
 
 
 @dataclass(frozen=True)

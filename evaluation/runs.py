@@ -13,6 +13,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from evaluation.labels import labels
 from inference.points import from_plain
 from inference.policies import Policy
 from networks.exits import EarlyExitNetwork
@@ -37,31 +38,6 @@ BUILT = [
     "energy",
 ]  # what is built of a stored config, from parts in these rooms
 ROOMS = ("networks", "datamodules", "inference", "lightning_modules", "callbacks", "costs")
-# what tells runs apart, the first that does; their folder does in any case
-TELLING = (
-    "precision.name",
-    "precision.edge_convs",
-    "method.exits.exits",
-    "optimization",
-    "method.predictor.name",
-    "method.pruning.ratio",
-    "method.phases.fine_tune.epochs",
-    "method.heads._target_",
-    "method.exits",
-    "dataset.name",
-    "epochs",
-    "optimizer.lr",
-    "seed",
-)
-
-# what a value is called
-NAMED = {
-    "method.phases.fine_tune.epochs": "tuned for ",
-    "method.exits.exits": "early exits ",
-    "precision.name": "",
-    "precision.edge_convs": "edge ",
-    "optimization": "",
-}
 
 
 @dataclass(frozen=True)
@@ -218,43 +194,3 @@ def load_network(path: Path, config: DictConfig) -> EarlyExitNetwork:
 
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def labels(paths: Sequence[Path], configs: Sequence[DictConfig], adaptive: Sequence[bool]) -> list[str]:
-    """Backbone and method of each run, and as much more as tells it from others; heads and places where it has any."""
-    texts = [f"{config.backbone.name} {config.method.name}" for config in configs]
-    for key in TELLING:
-        values = [OmegaConf.select(config, key) for config in configs]
-        alike: dict[str, list[int]] = {}
-        for i, text in enumerate(texts):
-            alike.setdefault(text, []).append(i)
-        for group in alike.values():
-            if len({_short(values[i]) for i in group}) > 1:
-                for i in group:
-                    if values[i] is not None and (adaptive[i] or not key.startswith("method")):
-                        texts[i] += f" {_named(key)}{_short(values[i])}"
-    return [
-        text if texts.count(text) == 1 else f"{text} {_own_part(path, paths)}"
-        for text, path in zip(texts, paths, strict=True)
-    ]
-
-
-def _named(key: str) -> str:
-    name = "" if key.startswith("method") else f"{key.removeprefix('optimizer.').removesuffix('.name')} "
-    return NAMED.get(key, name)
-
-
-def _own_part(path: Path, paths: Sequence[Path]) -> str:
-    """The end of the path that no other path has."""
-    for length in range(1, len(path.parts)):
-        end = path.parts[-length:]
-        if sum(other.parts[-length:] == end for other in paths) == 1:
-            return "/".join(end)
-    return str(path)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, DictConfig):
-        own = [f"{v}" for name, v in value.items() if name != "_target_" and v is not None]
-        return " ".join([value._target_.rpartition(".")[2], *own])
-    return str(value).rpartition(".")[2] if "." in str(value) and not str(value)[0].isdigit() else str(value)

@@ -11,7 +11,8 @@ from rich import box
 from rich.table import Table
 
 from costs.storage import device_bytes
-from evaluation.results import COSTS, Plan, Point, Result
+from evaluation.cost_axes import COSTS
+from evaluation.results import Plan, Point, Result
 from inference.policies import Policy
 
 CHOSEN_ON = {"val": "chosen on the validation split", "test": "CHOSEN ON THE TEST SPLIT (calibration.split=test)"}

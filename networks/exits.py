@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 from networks.chain import Chain
 from networks.exit_predictor import ExitPredictor
 from networks.heads import Head, Tap, build_head
-from networks.quantization import edge_blocks
 
 # (blocks in each stage, MACs from the image up to each tap from 1 on, convolutions of each block that can be quantized)
 # -> the taps, rising
-Places = Callable[[Sequence[int], Sequence[int], Sequence[int]], tuple[int, ...]]
+Places = Callable[[Sequence[int], Sequence[float], Sequence[int]], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class StageFractions:
     stages: Sequence[int] | None = None
 
     def __call__(
-        self, stage_lengths: Sequence[int], tap_macs: Sequence[int], convs: Sequence[int] = ()
+        self, stage_lengths: Sequence[int], tap_macs: Sequence[float], convs: Sequence[int] = ()
     ) -> tuple[int, ...]:
         _require_fractions(self.fractions)
         stages = range(1, len(stage_lengths) + 1) if self.stages is None else self.stages
@@ -66,7 +64,7 @@ class MacFractions:
     fractions: Sequence[float]
 
     def __call__(
-        self, stage_lengths: Sequence[int], tap_macs: Sequence[int], convs: Sequence[int] = ()
+        self, stage_lengths: Sequence[int], tap_macs: Sequence[float], convs: Sequence[int] = ()
     ) -> tuple[int, ...]:
         _require_fractions(self.fractions)
         inner = range(1, len(tap_macs))
@@ -88,48 +86,9 @@ class Blocks:
     taps: Sequence[int] = ()
 
     def __call__(
-        self, stage_lengths: Sequence[int], tap_macs: Sequence[int], convs: Sequence[int] = ()
+        self, stage_lengths: Sequence[int], tap_macs: Sequence[float], convs: Sequence[int] = ()
     ) -> tuple[int, ...]:
         return checked_taps(self.taps, sum(stage_lengths))
-
-
-@dataclass(frozen=True)
-class AlongEdge:
-    """Exits evenly along the first ``edge_convs`` convolutions of the blocks, the last at their end.
-
-    The others follow the blocks whose ends come nearest. Section III-B of the hybrid-network paper has one, or two.
-
-    Args:
-        exits: how many.
-        edge_convs: how many convolutions are the edge's, None for a share of them.
-        share: from above 0 to 1; the edge ends with the block whose end comes nearest.
-
-    Raises:
-        ValueError: on use, values outside their range, or an edge that does not end with a block.
-    """
-
-    exits: int = 1
-    edge_convs: int | None = None
-    share: float = 2 / 3
-
-    def __call__(
-        self, stage_lengths: Sequence[int], tap_macs: Sequence[int], convs: Sequence[int] = ()
-    ) -> tuple[int, ...]:
-        if type(self.exits) is not int or self.exits < 1:
-            raise ValueError(f"Expected method.exits.exits to be a whole number of at least 1, got {self.exits}.")
-        if self.edge_convs is None and not 0 < self.share <= 1:
-            raise ValueError(f"Expected method.exits.share from above 0 to 1, got {self.share}.")
-        ends = list(accumulate(convs))
-        count = self.share * ends[-1] if self.edge_convs is None else self.edge_convs
-        if self.edge_convs is not None and edge_blocks(convs, self.edge_convs) == 0:
-            raise ValueError("method/exits=edge needs precision.edge_convs above 0: the exit is at the edge's end.")
-        places = [count * (i + 1) / self.exits for i in range(self.exits)]
-        nearest = {min(range(len(ends)), key=lambda k: (abs(ends[k] - place), k)) + 1 for place in places}
-        if len(nearest) < self.exits:
-            raise ValueError(
-                f"Expected room for method.exits.exits={self.exits} along {count:g} convolutions, got none."
-            )
-        return tuple(sorted(nearest))
 
 
 def checked_taps(taps: Sequence[int], blocks: int) -> tuple[int, ...]:

@@ -8,16 +8,12 @@ in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
-
-from networks.chain import Block, Chain
 
 FULL = 32  # bits of what is not quantized
 MOST = 8
@@ -58,7 +54,7 @@ def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
     Filters are divided by their largest absolute value, quantized, and scaled back by least squares,
     α = ⟨W, Wq⟩/⟨Wq, Wq⟩, which for the sign is mean |W| (equation 2). α is rounded to 16 significant bits: codes times
-    scale are then exact in fp32 and quantize to the very same codes and scale, which is why packed weights lose nothing.
+    scale are then exact in fp32 and quantize to the very same codes and scale, so that packed weights lose nothing.
     """
     flat = weight.detach().float().flatten(1)
     if bits == 1:
@@ -197,61 +193,3 @@ def clip_latent_weights(module: nn.Module) -> None:
     for part in quantized_convs(module).values():
         if part.weight_bits != FULL:
             part.clip()
-
-
-def quantizable(chain: Chain) -> tuple[int, ...]:
-    """Convolutions of each block that can be quantized; none of the network's first layer, which stays in fp32.
-
-    That is the stem, and where that computes nothing, the first block.
-    """
-    first = 0 if any(True for _ in chain.stem.parameters()) else 1
-    return tuple(len(block.convs) if i >= first else 0 for i, block in enumerate(chain.blocks))
-
-
-def edge_blocks(convs: Sequence[int], count: int) -> int:
-    """The number of blocks that hold the first ``count`` convolutions.
-
-    Args:
-        convs: of each block, from ``quantizable``.
-
-    Raises:
-        ValueError: more than there are, or a number in the middle of a block.
-    """
-    if type(count) is not int or not 0 <= count <= sum(convs):
-        raise ValueError(
-            f"Expected precision.edge_convs to be a whole number from 0 to {sum(convs)}, the convolutions of this "
-            f"backbone's blocks, got {count}."
-        )
-    ends = list(accumulate(convs, initial=0))
-    if count not in ends:
-        below, above = max(e for e in ends if e < count), min(e for e in ends if e > count)
-        raise ValueError(
-            f"precision.edge_convs={count} ends in the middle of a block; choose {below} or {above}, where blocks end."
-        )
-    return ends.index(count)
-
-
-def quantized(chain: Chain, weight_bits: int, act_bits: int, count: int) -> Chain:
-    """The chain with the first ``count`` convolutions of its blocks in few bits, its other parts shared.
-
-    The last of these blocks closes them: without, the sum that the shortcuts carry reaches the rest of the network as
-    it is, and training at the papers' rate of 0.1 blows it up.
-
-    Args:
-        weight_bits, act_bits: 1 to 8, or 32; with 32 and 32 too, the blocks are pre-activation blocks.
-        count: precision.edge_convs.
-
-    Raises:
-        ValueError: other bits, or a count that does not end with a block.
-    """
-    check_bits("precision.weight_bits", weight_bits)
-    check_bits("precision.act_bits", act_bits)
-    convs = quantizable(chain)
-    blocks: list[Block] = []
-    edge = edge_blocks(convs, count)
-    for i, (block, own) in enumerate(zip(chain.blocks[:edge], convs, strict=False), start=1):
-        assert isinstance(block, Block)
-        blocks.append(block.quantized(weight_bits, act_bits, closes=i == edge) if own else block)
-    rest: list[Any] = list(chain.blocks)[len(blocks) :]
-    parts = (chain.stem, [*blocks, *rest], chain.head)
-    return Chain(*parts, chain.stage_lengths, chain.input_shape, chain.num_classes)

@@ -18,10 +18,11 @@ from inference.policies import Policy
 from inference.thresholds import Confidence
 from lightning_modules.classifier import Classifier
 from networks.chain import Chain
+from networks.edge import edge_blocks, quantizable, quantized
 from networks.exits import EarlyExitNetwork, with_exits
 from networks.packing import unpacked_state
 from networks.pruning import pruned
-from networks.quantization import FULL, check_bits, edge_blocks, quantizable, quantized, quantized_convs
+from networks.quantization import FULL, check_bits, quantized_convs
 from running.earlier_run import require_same
 from running.hardware import pick_precision
 from running.phases import Choosing, Phase, Training
