@@ -90,20 +90,24 @@ class AlongEdge:
     share: float = 2 / 3
 
     def __call__(
-        self, stage_lengths: Sequence[int], tap_macs: Sequence[float], convs: Sequence[int] = ()
+        self, stage_lengths: Sequence[int], tap_macs: Sequence[float], convs: Sequence[int]
     ) -> tuple[int, ...]:
         if type(self.exits) is not int or self.exits < 1:
             raise ValueError(f"Expected method.exits.exits to be a whole number of at least 1, got {self.exits}.")
         if self.edge_convs is None and not 0 < self.share <= 1:
             raise ValueError(f"Expected method.exits.share from above 0 to 1, got {self.share}.")
         ends = list(accumulate(convs))
+        if not any(convs):
+            raise ValueError("method/exits=edge needs a backbone with convolutions that can be quantized, got none.")
         count = self.share * ends[-1] if self.edge_convs is None else self.edge_convs
         if self.edge_convs is not None and edge_blocks(convs, self.edge_convs) == 0:
             raise ValueError("method/exits=edge needs precision.edge_convs above 0: the exit is at the edge's end.")
         places = [count * (i + 1) / self.exits for i in range(self.exits)]
-        nearest = {min(range(len(ends)), key=lambda k: (abs(ends[k] - place), k)) + 1 for place in places}
+        inner = [k for k, end in enumerate(ends) if end]
+        nearest = {min(inner, key=lambda k: (abs(ends[k] - place), k)) + 1 for place in places}
         if len(nearest) < self.exits:
             raise ValueError(
-                f"Expected room for method.exits.exits={self.exits} along {count:g} convolutions, got none."
+                f"Expected room for method.exits.exits={self.exits} along {count:g} convolutions, got {len(nearest)} "
+                "blocks that exits could follow evenly; choose fewer exits or more convolutions."
             )
         return tuple(sorted(nearest))

@@ -34,7 +34,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """
     if packed.dtype != torch.uint8 or packed.numel() != -(-count * bits // 8):
         raise ValueError(
-            f"Expected {count} weights of {bits} bits, {-(-count * bits // 8)} bytes, got {packed.numel()} elements of "
+            f"Expected {count} {bits}-bit weights in {-(-count * bits // 8)} bytes, got {packed.numel()} elements of "
             f"{packed.dtype}; they are of another precision."
         )
     each = np.unpackbits(packed.cpu().numpy(), count=count * bits).reshape(count, bits)
@@ -63,7 +63,10 @@ def unpacked_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
             weight, scale = conv.conv.weight, found.pop(name + SCALE)
             if scale.shape != weight.shape[:1]:
                 raise ValueError(f"Expected {len(weight)} scales for {name}, got {tuple(scale.shape)}.")
-            codes = unpack(found.pop(name + PACKED), conv.weight_bits, weight.numel())
+            try:
+                codes = unpack(found.pop(name + PACKED), conv.weight_bits, weight.numel())
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
             found[name] = codes.view_as(weight) * per_filter(scale.cpu(), weight.dim())
     return found
 
@@ -71,4 +74,4 @@ def unpacked_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
 def _few_bit_weights(network: nn.Module) -> Iterator[tuple[str, QuanConv]]:
     for name, conv in quantized_convs(network).items():
         if conv.weight_bits != FULL:
-            yield f"{name}.conv.weight", conv
+            yield f"{name}.conv.weight".removeprefix("."), conv

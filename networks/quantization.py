@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 FULL = 32  # bits of what is not quantized
 MOST = 8
+BEYOND = 1 + 2**-23  # the next number after 1 in fp32
 SMALLEST = 1e-20  # a filter of zeros still has a scale that gradients can be divided by
 
 
@@ -56,15 +57,16 @@ def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     α = ⟨W, Wq⟩/⟨Wq, Wq⟩, which for the sign is mean |W| (equation 2). α is rounded to 16 significant bits: codes times
     scale are then exact in fp32 and quantize to the very same codes and scale, so that packed weights lose nothing.
     """
-    flat = weight.detach().float().flatten(1)
+    weight = weight.detach().float()
+    filter = tuple(range(1, weight.dim()))
     if bits == 1:
-        codes = codes_of(flat, 1)
-        alpha = flat.abs().mean(1)
+        codes, alpha = codes_of(weight, 1), weight.abs().mean(filter)
     else:
-        largest = flat.abs().amax(1, keepdim=True).clamp_min(SMALLEST)
-        codes = codes_of(flat / largest, bits)
-        alpha = (flat * codes).sum(1) / codes.square().sum(1)
-    return codes.view_as(weight), _sixteen_bits(alpha.clamp_min(SMALLEST))
+        largest = weight.abs().amax(filter, keepdim=True)
+        # of a filter that is all but zero, the largest code would not be the outermost
+        codes = codes_of(torch.where(largest > SMALLEST, weight / largest, 0), bits)
+        alpha = (weight * codes).sum(filter) / codes.square().sum(filter)
+    return codes, _sixteen_bits(alpha.clamp_min(SMALLEST))
 
 
 def _sixteen_bits(x: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class _ActivationCodes(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        within = torch.ops.aten.hardtanh_backward(grads[0].to(x.dtype), x, -1, 1)
+        within = torch.ops.aten.hardtanh_backward(grads[0].to(x.dtype), x, -BEYOND, BEYOND)
         return within if ctx.bits == 1 else within.div_(unit(ctx.bits)), None, None
 
 
@@ -123,7 +125,7 @@ class QuanConv(nn.Module):
     *latent* values, which gradients reach straight through the quantizer and ``clip`` holds within [-1, 1].
 
     Args:
-        conv: gives its weights, geometry and bias, which stays in fp32 and is added last.
+        conv: in fp32; gives its weights, geometry and bias, which is not quantized and added last.
         weight_bits, act_bits: 1 to 8, or 32.
         norm: the BatchNorm to begin with, of the convolution's input; None for a fresh one.
 
@@ -138,7 +140,7 @@ class QuanConv(nn.Module):
         self.norm = nn.BatchNorm2d(conv.in_channels) if norm is None else norm
         self.conv = conv
         self.weight_bits, self.act_bits = weight_bits, act_bits
-        self._kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
+        self._kept: tuple[Tensor, tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, in_channels, h, w) to (N, out_channels, h', w'), in fp32 where anything is quantized."""
@@ -151,23 +153,26 @@ class QuanConv(nn.Module):
         out = F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         if scale is not None:
             out = out * (scale * factor)[:, None, None]
-        elif factor != 1:
+        elif self.act_bits != FULL:
             out = out.float() * factor
         return out if conv.bias is None else out + conv.bias[:, None, None]
 
     def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """What is convolved with, and its scales; in evaluation they are kept until the weights change."""
+        """What is convolved with, and its scales; in evaluation they are kept until the weights change.
+
+        Changes in place through ``weight.data`` go unseen.
+        """
         weight = self.conv.weight
         if self.weight_bits == FULL:
             return weight, None
-        if self.training or torch.is_grad_enabled():
+        anew = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_inference()
+        if anew:
             return _WeightCodes.apply(weight, self.weight_bits, dtype)
-        version = None if weight.is_inference() else weight._version
-        key = (id(weight), version, weight.device, dtype)
-        if self._kept is None or self._kept[0] != key or version is None:
+        state = (weight._version, weight.data_ptr(), self.weight_bits, dtype)
+        if self._kept is None or self._kept[0] is not weight or self._kept[1] != state:
             codes, scale = weight_codes(weight, self.weight_bits)
-            self._kept = key, (codes.to(dtype), scale)
-        return self._kept[1]
+            self._kept = weight, state, (codes.to(dtype), scale)
+        return self._kept[2]
 
     def clip(self) -> None:
         """Brings the latent weights back into [-1, 1], beyond which no gradient would reach them."""

@@ -11,6 +11,7 @@ METHODS: dict[str, list[str]] = {
     "hybrid": ["method=hybrid"],
     "early_exit_separate": ["method=early_exit", "method/phases=separate", "method/heads=light"],
 }
+PRECISIONS = ("fp32", "w8a8", "w4a4", "w2a2", "w1a1")
 BACKBONES = ("resnet8", "vgg16_bn", "alexnet", "densenet76")
 SMALL = ["debug=fast", "dataset.batch_size=16", "trainer.accelerator=cpu", "trainer.precision=32-true"]
 

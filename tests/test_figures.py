@@ -32,10 +32,10 @@ def test_the_rows_are_the_exits_in_order_and_the_operating_point() -> None:
     rows = exit_rows(dict(sorted(results(11).items())))
     assert [row.exit for row in rows] == [*map(str, range(1, 12)), "adaptive"]
     accuracy, macs, share = (results(11)[f"test/exit_2/{name}"] for name in ("acc", "macs", "fraction"))
-    assert rows[1][1:] == (accuracy, macs, macs, 0, share)
+    assert rows[1][1:] == (accuracy, macs, macs, 0, share, None)
     apart = exit_rows(results(11) | {"test/exit_2/device_macs": 1e6})[1]
     assert (apart.device, apart.server) == (1e6, macs - 1e6)
-    assert rows[-1][1:] == (0.9, 2.4e7, 2.4e7, 0, 1)
+    assert rows[-1][1:] == (0.9, 2.4e7, 2.4e7, 0, 1, None)
     with pytest.raises(ValueError, match=r"Expected test/exit_1/acc among the metrics, got \['test/acc'\]"):
         exit_rows({"test/acc": 0.5})
 

@@ -1,4 +1,4 @@
-"""Blocks and whole networks in few bits: what is quantized, shared, kept, refused, and recomputed when weights change."""
+"""Blocks and whole networks in few bits: what is quantized, shared and refused."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from costs.network import network_costs
 from inference.thresholds import Entropy, published_entropy
 from lightning_modules.early_exit import loss_weights
-from networks import quantization
 from networks.backbones.alexnet import alexnet
 from networks.backbones.densenet import DenseLayer, bottleneck_layer, densenet_bc, transition_layer
 from networks.backbones.resnet import ResidualBlock, _residual_block, basic_block, cifar_resnet
 from networks.backbones.vgg import ConvUnit, vgg
 from networks.chain import Block, Gates
-from networks.exits import AlongEdge, EarlyExitNetwork
-from networks.quantization import QuanConv, edge_blocks, quantizable, quantized, quantized_convs, weight_codes
+from networks.edge import AlongEdge, edge_blocks, quantizable, quantized
+from networks.exits import EarlyExitNetwork
+from networks.quantization import quantized_convs
 from running.assembly import build_network
 from tests.conftest import composed, stirred
 
@@ -60,16 +59,16 @@ def test_a_quantized_block_has_the_same_convolutions_and_shapes(
     assert [conv.conv for conv in found] == block.convs
     assert [(conv.weight_bits, conv.act_bits) for conv in found] == [(2, 4)] * count
     assert not quantized_convs(block)
-    assert (few.in_channels, few.out_channels, few.skippable) == (block.in_channels, block.out_channels, block.skippable)
+    for name in ("in_channels", "out_channels", "gate_channels", "skippable"):
+        assert getattr(few, name) == getattr(block, name)
     few(x).sum().backward()
     assert few(x).shape == out.shape
     assert all(conv.weight.grad is not None for conv in block.convs)
-    # running it in training mode would change statistics; here the original is as it was
     assert all(map(torch.equal, block.state_dict().values(), before.values()))
     assert torch.equal(block(x), out)
-    reads_norm = isinstance(block, DenseLayer)  # dense layers end with a concatenation, and whoever reads it normalizes
-    assert few.raw == (not closes and not reads_norm)
-    assert (few(x).min() >= 0) == (closes and not reads_norm)
+    dense = isinstance(block, DenseLayer)  # whoever reads it has a BatchNorm: it is neither raw nor closed
+    assert few.raw == (not closes and not dense)
+    assert (few(x).min() >= 0) == (closes and not dense)
 
 
 @pytest.mark.parametrize("closes", [False, True])
@@ -117,7 +116,7 @@ def test_all_but_the_first_layer_can_be_quantized(make: Callable, convs: tuple[i
     assert few.stem is chain.stem
     assert few.head is chain.head
     assert (few.info, few.tap_shapes()) == (chain.info, chain.tap_shapes())
-    assert not any(block.raw for block in list(few.blocks)[-1:])
+    assert not few.blocks[-1].raw
     assert not quantized_convs(quantized(chain, 1, 1, 0))
 
 
@@ -129,8 +128,13 @@ def test_the_edge_is_quantized_and_its_last_block_closes_it() -> None:
     assert all(ours is theirs for ours, theirs in zip(few.blocks[3:], chain.blocks[3:], strict=True))
 
 
-@pytest.mark.parametrize(("convs", "count", "blocks"), [((2,) * 15, 20, 10), ((2,) * 15, 0, 0), ((2,) * 15, 30, 15),
-                                                        ((0, 1, 1), 1, 2), ((0, 1, 1), 0, 0), ((0, 0), 0, 0)])  # fmt: skip
+RESNET32 = (2,) * 15
+
+
+@pytest.mark.parametrize(
+    ("convs", "count", "blocks"),
+    [(RESNET32, 20, 10), (RESNET32, 0, 0), (RESNET32, 30, 15), ((0, 1, 1), 1, 2), ((0, 1, 1), 0, 0), ((0, 0), 0, 0)],
+)
 def test_blocks_of_the_edge(convs: tuple[int, ...], count: int, blocks: int) -> None:
     assert edge_blocks(convs, count) == blocks
 
@@ -148,22 +152,17 @@ REFUSED: list[tuple[AlongEdge, str]] = [
 @pytest.mark.parametrize(("rule", "message"), REFUSED)
 def test_edges_that_cannot_be_are_refused(rule: AlongEdge, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rule((5, 5, 5), range(15), (2,) * 15)
+        rule((5, 5, 5), range(15), RESNET32)
 
 
 def test_published_edges() -> None:
     for convs, exits, taps in ((20, 1, (10,)), (16, 1, (8,)), (20, 2, (5, 10)), (30, 3, (5, 10, 15)), (None, 1, (10,))):
-        assert AlongEdge(exits, convs)((5, 5, 5), range(15), (2,) * 15) == taps
+        assert AlongEdge(exits, convs)((5, 5, 5), range(15), RESNET32) == taps
 
 
-@given(
-    convs=st.lists(st.integers(1, 3), min_size=1, max_size=20),
-    exits=st.integers(1, 4),
-    first=st.booleans(),
-    data=st.data(),
-)
-def test_exits_lie_evenly_along_the_edge(convs: list[int], exits: int, first: bool, data: st.DataObject) -> None:
-    convs = [0, *convs] if first else convs
+@given(first=st.integers(0, 3), rest=st.lists(st.integers(1, 3), min_size=1), exits=st.integers(1, 4), data=st.data())
+def test_exits_lie_evenly_along_the_edge(first: int, rest: list[int], exits: int, data: st.DataObject) -> None:
+    convs = [first, *rest]
     ends = list(accumulate(convs))
     count = data.draw(st.sampled_from([end for end in ends if end]))
     try:
@@ -209,9 +208,41 @@ RESNET20 = ["backbone=resnet20", "dataset=cifar10"]
           "precision.edge_convs=4"], (5,), (1, 1), 4),
     ],
 )  # fmt: skip
-def test_commands_name_what_is_quantized(command: list[str], taps: Sequence[int], bits: Sequence[int], count: int) -> None:
+def test_commands_name_what_is_quantized(command: list[str], taps: Sequence[int], bits: tuple, count: int) -> None:
     network = build_network(composed(*RESNET20, *command), 10, (3, 32, 32))
     found = quantized_convs(network)
     assert network.taps == taps
     assert {(conv.weight_bits, conv.act_bits) for conv in found.values()} == ({bits} if count else set())
     assert [name.split(".")[2] for name in found] == [str(i // 2) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("precision.edge_convs=7", "precision.edge_convs=7 ends in the middle of a block; choose 6 or 8"),
+        ("precision.edge_convs=20", "precision.edge_convs to be a whole number from 0 to 18"),
+        ("precision.weight_bits=9", "precision.weight_bits to be a whole number of bits"),
+        ("precision.act_bits=0", "precision.act_bits to be a whole number of bits"),
+    ],
+)
+@pytest.mark.parametrize("method", ["hybrid", "plain", "early_exit"])
+def test_precisions_that_cannot_be_are_refused(method: str, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_network(composed(*RESNET20, f"method={method}", "precision=w1a1", override), 10, (3, 32, 32))
+
+
+def test_nothing_quantized_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    command = ["method=early_exit", "precision=w1a1", "precision.edge_convs=0"]
+    assert not quantized_convs(build_network(composed(*RESNET20, *command), 10, (3, 32, 32)))
+    assert "Nothing is quantized, although precision=w1a1" in caplog.text
+
+
+@pytest.mark.parametrize(("exits", "weights"), [(1, (1,)), (2, (0.6, 0.4)), (3, (0.3, 0.3, 0.4))])
+def test_the_papers_loss_weights(exits: int, weights: Sequence[float]) -> None:
+    assert loss_weights("hybrid", exits) == pytest.approx(weights)
+
+
+@pytest.mark.parametrize(("classes", "threshold"), [(10, 0.5), (100, 1.0), (1000, 1.5)])
+def test_the_papers_entropy_thresholds(classes: int, threshold: float) -> None:
+    assert published_entropy(classes) == Entropy(pytest.approx(threshold))
+    assert published_entropy(classes, [0.1, 0.2]) == Entropy([0.1, 0.2])

@@ -19,6 +19,7 @@ import train
 from callbacks.metrics_csv import KEYS
 from lightning_modules.early_exit import loss_weights
 from networks.exits import EarlyExitNetwork
+from networks.packing import unpacked_state
 from running.assembly import build_network, build_phases
 from running.command_line import Refused
 from running.hardware import pick_precision
@@ -37,11 +38,13 @@ def test_a_method_leaves_a_whole_run_directory(method: str, tmp_path, capsys) ->
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     cfg = OmegaConf.load(tmp_path / "config.yaml")
     network = build_network(cfg, len(cfg.images.classes), tuple(cfg.images.shape))
-    network.load_state_dict(load_file(tmp_path / "network.safetensors"))
+    network.load_state_dict(unpacked_state(network, load_file(tmp_path / "network.safetensors")))
     exits = range(1, network.num_exits + 1)
-    costs = [f"{part}{convention}" for part in ("", "device_", "server_") for convention in ("macs", "ptflops")]
+    conventions = ("macs", "ptflops", "energy_uj")
+    costs = [f"{part}{convention}" for part in ("", "device_", "server_") for convention in conventions]
     names = {f"test/exit_{k}/{name}" for k in exits for name in ("acc", "fraction", *costs)}
-    early = {f"test/exit_{k}/confidence_threshold" for k in exits[:-1]}
+    score = "entropy" if method == "hybrid" else "confidence"
+    early = {f"test/exit_{k}/{score}_threshold" for k in exits[:-1]} | {"test/device_bytes"}
     assert names | early | {"test/acc", *(f"test/{name}" for name in costs)} <= set(metrics)
     assert sum(metrics[f"test/exit_{k}/fraction"] for k in exits) == pytest.approx(1)
     phases = {"early_exit_separate": 3, "exit_predictor": 2}
