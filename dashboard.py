@@ -51,7 +51,11 @@ def _sections(exits: int) -> dict[str, list[Any]]:
             _lines("share leaving at every exit", shares, plot_type="stacked-area"),
             *(_lines(f"share leaving at exit {k}", [key]) for k, key in enumerate(shares, 1)),
         ],
-        "Cost": [*_scatters(exits), _lines("MACs per image, adaptive", ["val/macs"])],
+        "Cost": [
+            *_scatters(exits),
+            _lines("MACs per image, adaptive", ["val/macs"]),
+            _lines("energy per image in µJ, adaptive", ["val/energy_uj", "val/device_energy_uj"]),
+        ],
         "Training": [_lines(key, [key]) for key in ("train/loss", "train/lr", "train/images_per_s", "phase_index")],
         "Results": _results(),
     }
@@ -59,7 +63,7 @@ def _sections(exits: int) -> dict[str, list[Any]]:
 
 def columns(exits: int) -> list[str]:
     """Of the runs table: the job type is the method, the tags are backbone, data set and precision."""
-    results = ["test/acc", "test/macs"]
+    results = ["test/acc", "test/macs", "test/energy_uj", "test/device_bytes"]
     for k in range(1, exits + 1):
         results += [f"test/exit_{k}/acc", f"test/exit_{k}/fraction"]
     run = ["run:displayName", "run:state", "run:group", "run:jobType", "run:tags"]

@@ -22,7 +22,7 @@ class ExitRow(NamedTuple):
         accuracy: from 0 to 1.
         macs, device, server: MACs per image, in all, before and behind the cut.
         share: of the images.
-        energy: µJ per image, None where that is not known.
+        energy_uj: µJ per image, None where that is not known.
     """
 
     exit: str
@@ -31,7 +31,7 @@ class ExitRow(NamedTuple):
     device: float
     server: float
     share: float
-    energy: float | None = None
+    energy_uj: float | None = None
 
 
 def exit_rows(metrics: Mapping[str, float]) -> list[ExitRow]:

@@ -19,12 +19,12 @@ def result_table(metrics: Mapping[str, float], title: str) -> Table:
     """
     table = Table(title=title, title_justify="left", caption_justify="left")
     *exits, adaptive = exit_rows(metrics)
-    powered = adaptive.energy is not None
+    powered = adaptive.energy_uj is not None
     for column in ("exit", "accuracy", "MACs", "on device", "on server", *["energy"] * powered, "share"):
         table.add_column(column, justify="right")
     for row in (*exits, adaptive):
         costs = [f"{macs / 1e6:.2f} M" for macs in (row.macs, row.device, row.server)]
-        costs += [f"{row.energy:.1f} µJ"] if row.energy is not None else []
+        costs += [f"{row.energy_uj:.1f} µJ"] if row.energy_uj is not None else []
         table.add_row(row.exit, f"{row.accuracy:.4f}", *costs, f"{row.share:.1%}", end_section=row is exits[-1])
     if (held := metrics.get("test/device_bytes")) is not None:
         table.caption = f"The device holds {held / 1e3:,.1f} kB."
