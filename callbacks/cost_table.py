@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytorch_lightning as pl
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from costs.energy import Chip, network_energy
 from costs.network import NetworkCosts, network_costs
 from networks.exits import EarlyExitNetwork
 
@@ -18,27 +21,29 @@ class CostTable(pl.Callback):
 
     Args:
         max_rows: networks with more blocks show only those that an exit follows.
+        chip: for the energy of leaving at each exit; None for none.
     """
 
-    def __init__(self, max_rows: int = 60):
-        self.max_rows = max_rows
+    def __init__(self, max_rows: int = 60, chip: Chip | None = None):
+        self.max_rows, self.chip = max_rows, chip
         self.shown = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not self.shown:
             assert isinstance(pl_module.network, EarlyExitNetwork)
-            Console().print(cost_table(pl_module.network, self.max_rows))
+            Console().print(cost_table(pl_module.network, self.max_rows, self.chip))
             self.shown = True
 
 
-def cost_table(network: EarlyExitNetwork, max_rows: int = 60) -> Table:
+def cost_table(network: EarlyExitNetwork, max_rows: int = 60, chip: Chip | None = None) -> Table:
     """The table of a network.
 
     Of a block: its MACs, and the backbone's up to there. Of an exit: the MACs of its head, those of an image that
-    leaves there, all heads on its way included, and the latter in ptflops. A line marks the cut: what is above it
+    leaves there, all heads on its way included, the latter in ptflops and, with a chip, in µJ. A line marks the cut: what is above it
     runs on the device.
     """
     costs, ptflops = network_costs(network, "macs"), network_costs(network, "ptflops")
+    energy = [] if chip is None else [f"{uj:.1f}" for uj in network_energy(network, chip).leaving]
     table = Table(
         title="Cost per image, in millions",
         title_justify="left",
@@ -46,7 +51,7 @@ def cost_table(network: EarlyExitNetwork, max_rows: int = 60) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    for name in COLUMNS:
+    for name in (*COLUMNS, *["µJ"] * bool(energy)):
         table.add_column(name, justify="left" if name in ("block", "shape") else "right", no_wrap=True)
     shapes = network.chain.tap_shapes()
     exits = {tap: k for k, tap in enumerate(network.taps)}
@@ -59,16 +64,16 @@ def cost_table(network: EarlyExitNetwork, max_rows: int = 60) -> Table:
         if len(costs.blocks) > max_rows and tap not in exits:
             continue
         stage = str(network.chain.info[i].stage + 1)
-        exit_cells = _exit_cells(exits[tap], costs, ptflops) if tap in exits else []
+        exit_cells = _exit_cells(exits[tap], costs, ptflops, energy) if tap in exits else []
         cells = [*_millions(macs, costs.until_tap[tap]), *exit_cells]
         table.add_row(str(tap), stage, _shape(shapes[tap]), *cells, end_section=tap == max(exits, default=0))
-    last = _exit_cells(len(network.taps), costs, ptflops)
+    last = _exit_cells(len(network.taps), costs, ptflops, energy)
     table.add_row("head", "", str(network.chain.num_classes), *_millions(costs.heads[-1], costs.backbone), *last)
     return table
 
 
-def _exit_cells(k: int, costs: NetworkCosts, ptflops: NetworkCosts) -> list[str]:
-    return [str(k + 1), *_millions(costs.heads[k], costs.leaving[k], ptflops.leaving[k])]
+def _exit_cells(k: int, costs: NetworkCosts, ptflops: NetworkCosts, energy: Sequence[str]) -> list[str]:
+    return [str(k + 1), *_millions(costs.heads[k], costs.leaving[k], ptflops.leaving[k]), *energy[k : k + 1]]
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures.look import INK, MARKERS, Point, dress, place_labels, shades, sheet
@@ -45,17 +46,13 @@ def energy_figure(
     figure = sheet(5.2, title)
     axes = figure.subplots()
     names = list(dict.fromkeys([*with_exit, *without]))
-    colours = dict(zip(names, shades(len(names)), strict=True))
     spots: list[tuple[Spot, Any]] = []
-    for i, name in enumerate(names):
-        look: dict[str, Any] = {"color": colours[name], "marker": MARKERS[i % len(MARKERS)]}
-        solid, dashed = with_exit.get(name, ()), without.get(name, ())
-        if solid:
-            axes.plot(*_xy(solid), **look, linewidth=1.8, label=f"{name}, with exit")
-        if dashed:
-            look |= {"linestyle": "--", "markerfacecolor": "white", "linewidth": 1.2}
-            axes.plot(*_xy(dashed), **look, label=f"{name}, without")
-        spots += [(spot, colours[name]) for spot in (*solid, *dashed)]
+    for i, (name, colour) in enumerate(zip(names, shades(len(names)), strict=True)):
+        look: dict[str, Any] = {"color": colour, "marker": MARKERS[i % len(MARKERS)]}
+        _series(axes, with_exit.get(name, ()), {**look, "linewidth": 1.8, "label": f"{name}, with exit"})
+        hollow = {"linestyle": "--", "markerfacecolor": "white", "linewidth": 1.2, "label": f"{name}, without"}
+        _series(axes, without.get(name, ()), {**look, **hollow})
+        spots += [(spot, colour) for spot in (*with_exit.get(name, ()), *without.get(name, ()))]
     for spot in others:
         axes.scatter(*_xy([spot]), s=70, marker=FULL, facecolors="white", edgecolors=INK, zorder=3)
         spots.append((spot, INK))
@@ -67,6 +64,11 @@ def energy_figure(
     points: list[Point] = [(spot.energy, 100 * spot.accuracy) for spot, _ in spots]
     place_labels(axes, points, [spot.name for spot, _ in spots], [colour for _, colour in spots])
     return figure
+
+
+def _series(axes: Axes, spots: Sequence[Spot], look: Mapping[str, Any]) -> None:
+    if spots:
+        axes.plot(*_xy(spots), **look)
 
 
 def _xy(spots: Sequence[Spot]) -> tuple[list[float], list[float]]:

@@ -41,12 +41,13 @@ def loss_weights(preset: str | Sequence[float], exits: int) -> tuple[float, ...]
     if preset not in PRESETS:
         raise ValueError(f"Expected loss_weights to be numbers or one of {', '.join(PRESETS)}; got {preset!r}.")
     mean = (1 / exits,) * exits
-    if preset in ("auto", "mean"):
-        return PUBLISHED["exit_predictor"].get(exits, mean) if preset == "auto" else mean
-    if preset == "sum":
-        return (1.0,) * exits
-    if preset == "hybrid":
-        return (*(EARLY / (exits - 1) for _ in range(exits - 1)), 1 - EARLY) if exits > 1 else (1.0,)
+    if preset == "auto":
+        return PUBLISHED["exit_predictor"].get(exits, mean)
+    if preset == "hybrid" and exits > 1:
+        return (*(EARLY / (exits - 1) for _ in range(exits - 1)), 1 - EARLY)
+    named = {"mean": mean, "sum": (1.0,) * exits, "hybrid": (1.0,)}
+    if preset in named:
+        return named[preset]
     published = PUBLISHED[preset]
     if exits not in published:
         known = " or ".join(map(str, published))
