@@ -39,8 +39,8 @@ def cost_table(network: EarlyExitNetwork, max_rows: int = 60, chip: Chip | None 
     """The table of a network.
 
     Of a block: its MACs, and the backbone's up to there. Of an exit: the MACs of its head, those of an image that
-    leaves there, all heads on its way included, the latter in ptflops and, with a chip, in µJ. A line marks the cut: what is above it
-    runs on the device.
+    leaves there, all heads on its way included, the latter in ptflops and, with a chip, in µJ. A line marks the cut:
+    what is above it runs on the device.
     """
     costs, ptflops = network_costs(network, "macs"), network_costs(network, "ptflops")
     energy = [] if chip is None else [f"{uj:.1f}" for uj in network_energy(network, chip).leaving]
