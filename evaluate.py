@@ -15,6 +15,7 @@ from running.interruption import Stopped, end_stopped, stop, stopping
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from costs.energy import Chip
     from evaluation.hybrid import Design
     from evaluation.on_device import Comparison
     from evaluation.results import Plan, Result
@@ -63,20 +64,21 @@ def evaluate(cfg: DictConfig) -> Path:
     with refusing_bad_input():
         plan, settings, machine = build_plan(cfg), build_settings(cfg), Machine(cfg.accelerator, cfg.precision)
         runs = load_runs(find_runs(cfg.run, cfg.runs))
-        chip = chip_of(runs, cfg.energy)
+        chip = chip_of(runs, cfg.energy, plan.cost)
         check(runs, plan)
         folder = results_folder(cfg, runs, datetime.datetime.now())
         images = images_of(runs, cfg.root, cfg.batch_size)
-        results = []
+        results, tests = [], []
         for run, source in zip(runs, images, strict=True):
             run.network.to(machine.device)
-            traces = [trace(run, split, source, machine, cfg.retrace) for split in SPLITS]
-            val, test = (seen if chip is None else seen.priced(network_energy(run.network, chip)) for seen in traces)
+            energy = [] if chip is None else [network_energy(run.network, chip)]
+            val, test = (trace(run, split, source, machine, cfg.retrace).priced(*energy) for split in SPLITS)
             results.append(evaluated(run, val, test, plan))
+            tests.append(test)
         comparison = compare(results, settings, plan)
-        found = designs(results, chip)
+        found = designs(runs, tests, chip)
     with refusing_failures(folder):
-        leave(results, comparison, found, plan, images, machine, folder, cfg)
+        leave(results, comparison, found, chip, plan, images, machine, folder, cfg)
     Console().print(printed(results, plan))
     print(f"Results: {folder}")
     return folder
@@ -86,6 +88,7 @@ def leave(
     results: list[Result],
     comparison: Comparison | None,
     designs: Sequence[Design],
+    chip: Chip | None,
     plan: Plan,
     images: list[Images],
     machine: Machine,
@@ -112,9 +115,9 @@ def leave(
     if comparison is not None:
         written += on_device_tables.write(comparison, folder)
         summary["on_device"] = on_device_tables.summary(comparison)
-    if designs:
-        classes = len(results[0].run.config.images.classes)
-        written += hybrid_tables.write(designs, tables.title(results, plan).partition(";")[0], classes, folder)
+    summary["energy_pj"] = None if chip is None else vars(chip)
+    if designs and chip is not None:
+        written += hybrid_tables.write(designs, tables.title(results, plan).partition(";")[0], chip, folder)
         summary["hybrid"] = hybrid_tables.rows(designs)
     drawn = draw(pictures(results, comparison, plan, times, designs), folder)
     report.write_summary(folder, summary, [*written, *drawn])

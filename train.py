@@ -73,11 +73,11 @@ def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
         build_network,
         build_phases,
         build_policy,
-        load_weights,
         prepare,
         shaped,
     )
     from running.course import require_choices
+    from running.earlier_run import load_weights
     from running.phases import check
 
     prepare(cfg)

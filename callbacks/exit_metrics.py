@@ -10,9 +10,8 @@ from torch import Tensor
 from torchmetrics import Accuracy, Metric
 
 from callbacks.finite_loss import NonFiniteLoss
-from costs.counting import Convention
 from costs.energy import Chip, network_energy
-from costs.network import NetworkCosts, network_costs
+from costs.network import NetworkCosts, network_counts
 from costs.storage import device_bytes
 from inference.policies import Policy
 from inference.predicted import Predicted
@@ -20,8 +19,6 @@ from inference.replay import kinds, replay
 from inference.thresholds import Confidence, Thresholds
 from inference.trace import assembled
 from networks.exits import EarlyExitNetwork
-
-COUNTED: tuple[Convention, ...] = ("macs", "ptflops")
 
 
 class ExitMetrics(pl.Callback):
@@ -62,7 +59,7 @@ class ExitMetrics(pl.Callback):
         network = pl_module.network
         assert isinstance(network, EarlyExitNetwork)
         if not self.costs:
-            self.costs = {name: network_costs(network, name) for name in COUNTED}
+            self.costs = network_counts(network)
             self.costs |= {} if self.chip is None else {"energy_uj": network_energy(network, self.chip)}
             self.device_bytes = device_bytes(network)
             exits = range(1, network.num_exits + 1)

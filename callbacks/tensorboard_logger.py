@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger as LightningTensorBoardL
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from figures.run import exit_rows
+from figures.run import exit_cells
 
 
 class TensorBoardLogger(LightningTensorBoardLogger):
@@ -79,8 +79,5 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
 
 def _markdown(metrics: Mapping[str, float]) -> str:
-    lines = ["| exit | accuracy | MACs | on device | on server | share |", "|---|---|---|---|---|---|"]
-    for row in exit_rows(metrics):
-        macs = " | ".join(f"{count / 1e6:.2f} M" for count in (row.macs, row.device, row.server))
-        lines.append(f"| {row.exit} | {row.accuracy:.4f} | {macs} | {row.share:.1%} |")
-    return "\n".join(lines)
+    columns, rows = exit_cells(metrics)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))

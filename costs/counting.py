@@ -22,6 +22,7 @@ from fvcore.nn.jit_handles import conv_flop_jit, elementwise_flop_counter, get_s
 from torch import Tensor, nn
 
 Convention = Literal["macs", "ptflops"]
+CONVENTIONS: tuple[Convention, ...] = ("macs", "ptflops")
 Handle = Callable[[list[Any], list[Any]], "int | Counter[str]"]
 
 RELUS = ("aten::relu", "aten::relu_")

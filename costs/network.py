@@ -9,12 +9,12 @@ from typing import Literal
 
 import torch
 
+from costs.counting import CONVENTIONS, count
 from costs.counting import Convention as Counted
-from costs.counting import count
 from networks.chain import Chain
 from networks.exits import EarlyExitNetwork
 
-Convention = Literal["macs", "ptflops", "energy_uj"]
+Convention = Literal[Counted, "energy_uj"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ def network_costs(network: EarlyExitNetwork, convention: Counted = "macs") -> Ne
     heads = tuple(counts[f"heads.{k}"] for k in range(len(network.heads)))
     heads = (*heads, counts["chain.head"])
     return NetworkCosts(convention, counts["chain.stem"], blocks, heads, network.taps, predictor)
+
+
+def network_counts(network: EarlyExitNetwork) -> dict[str, NetworkCosts]:
+    """The same in every convention that counts operations."""
+    return {convention: network_costs(network, convention) for convention in CONVENTIONS}
 
 
 def tap_macs(chain: Chain) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, ListConfig
 
 from costs.energy import Chip
 from costs.network import network_costs
-from evaluation.cost_axes import COSTS
+from evaluation.cost_axes import COSTS, Cost
 from evaluation.on_device import Settings
 from evaluation.results import Plan
 from evaluation.runs import TrainedRun
@@ -59,27 +60,23 @@ def build_settings(cfg: DictConfig) -> Settings:
     return Settings(list(lambdas) if isinstance(lambdas, ListConfig) else lambdas, node.at, node.more)
 
 
-def chip_of(runs: Sequence[TrainedRun], given: DictConfig) -> Chip | None:
-    """What energies are of: the runs' chip, with what is given instead; None where nobody says.
+def chip_of(runs: Sequence[TrainedRun], given: DictConfig | None, cost: Cost) -> Chip | None:
+    """What energies are of: the runs' chip, with what is given instead; None where nobody says, or not the same.
 
     Raises:
-        ValueError: runs of different chips, or energies that cannot be.
+        ValueError: energies that cannot be; an energy axis without a chip.
     """
-    changes = {str(name): value for name, value in given.items() if value is not None}
-    stored = [run.config.get("energy") for run in runs]
-    if any(node != stored[0] for node in stored):
-        raise ValueError(
-            "Expected runs of one chip, got different ones (energy=); evaluate those of one chip at a time."
-        )
-    if stored[0] is None and not changes:
-        return None
-    own = {} if stored[0] is None else {str(key): value for key, value in stored[0].items() if key != "_target_"}
-    try:
-        return Chip(**{"name": "given", **own, **changes})
-    except TypeError as error:
-        raise ValueError(
-            f"Expected energy.mac, addition, few_bit_mac, few_bit_mac_bit and memory_bit: {error}."
-        ) from error
+    changes = {str(name): value for name, value in (given or {}).items() if value is not None}
+    stored = [node for run in runs if (node := run.config.get("energy")) is not None]
+    wanted = {field.name for field in fields(Chip)} - {"name"}
+    known = [{str(key): node[key] for key in node if key in wanted} | changes for node in stored] or [changes]
+    if known[0].keys() == wanted and all(constants == known[0] for constants in known):
+        return Chip(name="as given" if changes or not stored else stored[0].name, **known[0])
+    if cost.whole.kind == "energy_uj" or changes:
+        found = "several" if known[0].keys() == wanted else ", ".join(sorted(known[0])) or "none"
+        keys = ", ".join(f"energy.{name}" for name in sorted(wanted))
+        raise ValueError(f"Expected one chip for all runs, got {found}; give {keys}.")
+    return None
 
 
 def check(runs: Sequence[TrainedRun], plan: Plan) -> None:

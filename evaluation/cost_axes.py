@@ -44,5 +44,6 @@ class Cost:
 
 
 _WHOLE = {"macs": Cost("macs", 1, "MACs"), "2macs": Cost("macs", 2, "2·MACs"), "2·macs": Cost("macs", 2, "2·MACs"),
-          "ptflops": Cost("ptflops", 1, "ptflops"), "energy_uj": Cost("energy_uj", 1, "energy", "µJ")}  # fmt: skip
+          "ptflops": Cost("ptflops", 1, "ptflops"),
+          "energy_uj": Cost("energy_uj", 1, "energy in µJ", "µJ")}  # fmt: skip
 COSTS = _WHOLE | {f"device_{name}": cost.on_device for name, cost in _WHOLE.items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from costs.energy import Chip
 from evaluation import report
 from evaluation.hybrid import Design, against_exit
 
@@ -33,22 +35,24 @@ def frame(designs: Sequence[Design]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
+                "run": design.label,
+                "backbone": design.backbone,
                 "design": design.name,
                 "weight_bits": design.bits[0],
                 "act_bits": design.bits[1],
                 "early_exits": design.exits,
                 "optimization": _optimization(design),
                 "epochs": design.epochs,
-                "runs": design.runs,
+                "seeds": design.seeds,
                 "test/acc": design.accuracy,
                 "test/last_exit/acc": design.last_accuracy,
                 **{f"test/exit_{k}/fraction": share for k, share in enumerate(design.shares, 1)},
-                "test/device_energy_uj": design.edge_uj,
-                "test/server_energy_uj": design.cloud_uj,
-                "test/energy_uj": design.energy_uj,
+                "edge_energy_uj": design.edge_uj,
+                "cloud_energy_uj": design.cloud_uj,
+                "energy_uj": design.energy_uj,
                 "energy_reduction": design.reduction,
                 "energy_reduction_against_fp32_with_exit": against_exit(design, designs),
-                "test/device_bytes": design.device_bytes,
+                "edge_bytes": design.edge_bytes,
             }
             for design in designs
         ]
@@ -59,18 +63,26 @@ def _optimization(design: Design) -> str:
     return "" if not design.exits else "separate" if design.separate else "joint"
 
 
-def markdown(designs: Sequence[Design], title: str, classes: int) -> str:
+def published(design: Design) -> int:
+    """Classes of the CIFAR data set that the paper has values of this design's network for, 0 for none."""
+    found = re.match(r"cifar(10|100)(?!\d)", design.dataset)
+    return int(found[1]) if found and design.backbone == "resnet32" else 0
+
+
+def markdown(designs: Sequence[Design], title: str, chip: Chip) -> str:
     """``hybrid.md``: all designs, then tables II, III and IV of the paper as far as there are designs for them."""
-    parts = [f"# {title}\n\nEnergies are mJ for 10,000 images.\n", _section("Designs", rows(designs))]
+    energies = ", ".join(f"{name} {value:g}" for name, value in vars(chip).items() if name != "name")
+    text = f"Energies are mJ for 10,000 images. Chip {chip.name}, pJ: {energies}."
+    parts = [f"# {title}\n\n{text}\n", _section("Designs", rows(designs))]
     for name, content in (
-        ("Table II: separate and joint optimization", table_ii(designs, classes)),
+        ("Table II: separate and joint optimization", table_ii(designs)),
         ("Table III: energy at edge and cloud", table_iii(designs)),
         ("Table IV: the number of early exits", table_iv(designs)),
     ):
         parts += [_section(name, content)] if content else []
     note = (
-        "Published: ResNet32 with the full schedule, table II on CIFAR-10 and CIFAR-100, table III on CIFAR-100, table "
-        "IV on CIFAR-10. Reduction: against the backbone in full precision without early exits.\n"
+        "Published: with the full schedule, table II on CIFAR-10 or CIFAR-100, table III on CIFAR-100, table IV on "
+        "CIFAR-10. Reduction: against the backbone in full precision without early exits.\n"
     )
     return "\n".join([*parts, note])
 
@@ -84,6 +96,7 @@ def rows(designs: Sequence[Design]) -> list[dict[str, str]]:
     """Every design in words."""
     return [
         {
+            "backbone": design.backbone,
             "design": design.name,
             "precision at the edge": design.precision,
             "early exits": str(design.exits),
@@ -97,29 +110,28 @@ def rows(designs: Sequence[Design]) -> list[dict[str, str]]:
             "in all": _energy(design.energy_uj),
             "reduction": f"{design.reduction:.2f} ×",
             "against fp32 with exit": _times(against_exit(design, designs)),
-            "edge holds": f"{design.device_bytes / 1e3:,.1f} kB",
+            "edge holds": f"{design.edge_bytes / 1e3:,.1f} kB",
+            "seeds": str(design.seeds),
         }
         for design in designs
     ]
 
 
-def table_ii(designs: Sequence[Design], classes: int) -> list[dict[str, str]]:
+def table_ii(designs: Sequence[Design]) -> list[dict[str, str]]:
     """Designs that were trained both ways; those of the paper's, binary 16E + 14C, have its values beside them."""
     found = []
-    for (bits, edge, exits), group in _grouped(designs, lambda d: (d.bits, d.edge, d.exits)):
-        ways = {design.separate: design for design in group if design.exits}
-        if len(ways) < 2:
-            continue
-        row = {"design": f"{ways[True].name}, {ways[True].precision}" + (f", {exits} exits" if exits > 1 else "")}
-        known = classes in TABLE_II and (bits, edge, exits, ways[True].convs) == ((1, 1), 16, 1, 30)
-        for i, separate in enumerate((True, False)):
-            way = "separate" if separate else "joint"
-            share, accuracy = (values[i] for values in TABLE_II[classes]) if known else (math.nan, math.nan)
-            row[f"{way}: leaving"] = _leaving(ways[separate])
-            row[f"{way}: published leaving"] = "" if math.isnan(share) else f"{share} %"
-            row[f"{way}: accuracy"] = _percent(ways[separate].accuracy)
-            row[f"{way}: published accuracy"] = "" if math.isnan(accuracy) else f"{accuracy:.2f} %"
-        found.append(row)
+    for _, group in _grouped([d for d in designs if d.exits], lambda d: (d.backbone, d.bits, d.edge, d.exits)):
+        for separate, joint in product((d for d in group if d.separate), (d for d in group if not d.separate)):
+            row = {"design": _words(separate)}
+            known = (separate.bits, separate.edge, separate.exits) == ((1, 1), 16, 1) and published(separate)
+            for i, (way, design) in enumerate({"separate": separate, "joint": joint}.items()):
+                leaving, accuracy = (values[i] for values in TABLE_II[known]) if known else (None, None)
+                row[f"{way}: epochs"] = str(design.epochs)
+                row[f"{way}: leaving"] = _leaving(design)
+                row[f"{way}: published leaving"] = f"{leaving} %" if known else ""
+                row[f"{way}: accuracy"] = _percent(design.accuracy)
+                row[f"{way}: published accuracy"] = f"{accuracy:.2f} %" if known else ""
+            found.append(row)
     return found
 
 
@@ -127,14 +139,14 @@ def table_iii(designs: Sequence[Design]) -> list[dict[str, str]]:
     """Energy at edge and cloud by edge and bits, one early exit trained jointly."""
     one = [d for d in designs if d.exits == 1 and not d.separate and d.bits[0] == d.bits[1] and d.precision != "fp32"]
     found = []
-    for edge, group in _grouped(one, lambda design: design.edge):
-        row = {"design": group[0].name}
+    for (backbone, epochs, edge), group in _grouped(one, lambda design: (design.backbone, design.epochs, design.edge)):
+        row = {"design": f"{backbone}, {group[0].name}, {epochs} epochs"}
         for design in group:
             bits = design.bits[0]
-            published = TABLE_III.get(edge, {}).get(bits, ("", "")) if design.convs == 30 else ("", "")
-            for part, ours, theirs in zip(("edge", "cloud"), (design.edge_uj, design.cloud_uj), published, strict=True):
+            theirs = TABLE_III.get(edge, {}).get(bits) if published(design) else None
+            for i, (part, ours) in enumerate({"edge": design.edge_uj, "cloud": design.cloud_uj}.items()):
                 row[f"{bits} bit: {part}"] = _energy(ours)
-                row[f"published {part}, {bits} bit"] = str(theirs)
+                row[f"{bits} bit: published {part}"] = str(theirs[i]) if theirs else ""
         found.append(row)
     return found
 
@@ -143,25 +155,30 @@ def table_iv(designs: Sequence[Design]) -> list[dict[str, str]]:
     """Designs that differ in the number of their early exits alone."""
     found = []
     joint = [design for design in designs if design.exits and not design.separate]
-    for (bits, edge), group in _grouped(joint, lambda design: (design.bits, design.edge)):
+    for (_, bits, edge, _), group in _grouped(joint, lambda d: (d.backbone, d.bits, d.edge, d.epochs)):
         if len({design.exits for design in group}) < 2:
             continue
         for design in group:
-            known = (bits, edge, design.convs) == ((1, 1), 20, 30) and design.exits in TABLE_IV
-            published = TABLE_IV[design.exits] if known else ("", "", "")
+            known = (bits, edge) == ((1, 1), 20) and design.exits in TABLE_IV and published(design) == 10
+            leaving, accuracy, energy = TABLE_IV[design.exits] if known else ("", "", "")
             found.append(
                 {
-                    "design": f"{design.name}, {design.precision}",
+                    "design": _words(design),
+                    "epochs": str(design.epochs),
                     "early exits": str(design.exits),
                     "leaving": _leaving(design),
-                    "published leaving, %": published[0],
+                    "published leaving, %": leaving,
                     "accuracy": _percent(design.accuracy),
-                    "published accuracy, %": published[1],
+                    "published accuracy, %": accuracy,
                     "energy": _energy(design.energy_uj),
-                    "published energy": published[2],
+                    "published energy": energy,
                 }
             )
     return found
+
+
+def _words(design: Design) -> str:
+    return f"{design.backbone}, {design.name}, {design.precision}"
 
 
 def _grouped(designs: Sequence[Design], key: Any) -> list[tuple[Any, list[Design]]]:
@@ -184,8 +201,8 @@ def _times(factor: float) -> str:
     return "" if math.isnan(factor) else f"{factor:.2f} ×"
 
 
-def write(designs: Sequence[Design], title: str, classes: int, folder: Path) -> list[Path]:
+def write(designs: Sequence[Design], title: str, chip: Chip, folder: Path) -> list[Path]:
     """``hybrid.csv`` and ``hybrid.md``; gives the files."""
     report.write(folder, "hybrid.csv", frame(designs).to_csv(index=False, lineterminator="\n"))
-    report.write(folder, "hybrid.md", markdown(designs, title, classes))
+    report.write(folder, "hybrid.md", markdown(designs, title, chip))
     return [folder / "hybrid.csv", folder / "hybrid.md"]

@@ -95,8 +95,10 @@ def _of_designs(designs: Sequence[Design], text: str) -> Iterator[tuple[str, Fig
     joint = [design for design in designs if not design.separate and design.exits <= 1]
     few = [design for design in joint if design.precision != "fp32" or design.exits]
     series: dict[bool, dict[str, list[Design]]] = {True: {}, False: {}}
+    several = len({(design.backbone, design.epochs) for design in few}) > 1
     for design in few:
-        series[design.exits > 0].setdefault(design.precision, []).append(design)
+        name = design.precision + f", {design.backbone}, {design.epochs} epochs" * several
+        series[design.exits > 0].setdefault(name, []).append(design)
     spots = {exits: {name: list(map(_spot, group)) for name, group in of.items()} for exits, of in series.items()}
     others = [_spot(design) for design in designs if design not in few]
     axis = "energy of 10,000 images, mJ"

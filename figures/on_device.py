@@ -33,7 +33,7 @@ def sweep_figure(lines: Sequence[Line], plain: Mapping[str, float], axis: str, t
     """
     figure = sheet(5.2, title)
     axes = figure.subplots()
-    unit, prefix = unit_of(max(x for line in lines for x, _ in line.points))
+    unit, prefix = unit_of(max(x for line in lines for x, _ in line.points), axis)
     shown = [line for line in lines if line.kind != "pruned"] or lines
     floor = min(y for line in shown for _, y in line.points) - BELOW
     for line, look in zip(lines, _looks(lines), strict=True):
@@ -82,7 +82,7 @@ def ratios_figure(
     axes = figure.subplots()
     series = {name: dict(sorted(ratios.items())) for name, ratios in pruned.items() if ratios}
     everything = [*points.values(), *(point for ratios in series.values() for point in ratios.values())]
-    unit, prefix = unit_of(max(x for x, _ in everything))
+    unit, prefix = unit_of(max(x for x, _ in everything), axis)
     named = [(name, point, ADAPTIVE if name.startswith("EE + EP") else INK) for name, point in points.items()]
     for (name, ratios), colour in zip(series.items(), ("#31688e", "#35b779"), strict=False):
         line = [*([points["EE"]] if "EE" in points else []), *ratios.values()]

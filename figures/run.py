@@ -58,6 +58,23 @@ def _row(exit: str, prefix: str, metrics: Mapping[str, float], share: float) -> 
     return ExitRow(exit, metrics[f"{prefix}acc"], macs, device, macs - device, share, energy)
 
 
+def exit_cells(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """What ``exit_rows`` gives as a table in words: its columns and rows, energy where it is known."""
+    rows = exit_rows(metrics)
+    powered = rows[-1].energy_uj is not None
+    cells = [
+        [
+            row.exit,
+            f"{row.accuracy:.4f}",
+            *(f"{count / 1e6:.2f} M" for count in (row.macs, row.device, row.server)),
+            *([] if row.energy_uj is None else [f"{row.energy_uj:.1f} µJ"]),
+            f"{row.share:.1%}",
+        ]
+        for row in rows
+    ]
+    return ["exit", "accuracy", "MACs", "on device", "on server", *["energy"] * powered, "share"], cells
+
+
 def exit_figure(metrics: Mapping[str, float], title: str) -> Figure:
     """Accuracy against MACs of every exit and of the adaptive operating point; beside it the share leaving where.
 

@@ -47,7 +47,7 @@ def tradeoff_figure(curves: Sequence[RunCurve], axis: str, title: str) -> Figure
     """
     figure = sheet(5.4, title)
     axes = figure.subplots()
-    unit, prefix = unit_of(max(curve.full[0] for curve in curves))
+    unit, prefix = unit_of(max(curve.full[0] for curve in curves), axis)
     markers = {name: CHOSEN[i % len(CHOSEN)] for i, name in enumerate(_names(curves))}
     for i, (curve, colour) in enumerate(zip(curves, shades(len(curves)), strict=True)):
         _draw(axes, curve, {"color": colour, "linestyle": LINES[i % len(LINES)], "linewidth": 1.8}, unit, markers)
@@ -61,8 +61,10 @@ def _names(curves: Sequence[RunCurve]) -> list[str]:
     return list(dict.fromkeys(name for curve in curves for name in curve.chosen))
 
 
-def unit_of(largest: float) -> tuple[float, str]:
-    """The unit that numbers up to ``largest`` are shown in, and its prefix."""
+def unit_of(largest: float, axis: str) -> tuple[float, str]:
+    """The unit that numbers up to ``largest`` are shown in, and its prefix; none where the axis names its own."""
+    if " in " in axis:
+        return 1.0, ""
     return next((unit, prefix) for unit, prefix in UNITS if largest >= unit or unit == 1)
 
 
@@ -111,7 +113,7 @@ def shares_figure(costs: Sequence[float], shares: Sequence[Sequence[float]], axi
     """
     figure = sheet(4.4, title)
     axes = figure.subplots()
-    unit, prefix = unit_of(max(costs))
+    unit, prefix = unit_of(max(costs), axis)
     columns = [[100 * share for share in column] for column in zip(*shares, strict=True)]
     stack_exits(axes, [cost / unit for cost in costs], columns)
     dress(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from costs.network import NetworkCosts, network_costs
+from costs.network import NetworkCosts, network_counts
 from networks.exits import EarlyExitNetwork
 from storage.files import written_aside
 
@@ -77,14 +77,16 @@ class Trace:
         divisors = torch.tensor(list(temperatures), dtype=self.logits.dtype)[:, None, None]
         return replace(self, logits=self.logits / divisors)
 
-    def priced(self, costs: NetworkCosts) -> Trace:
-        """The same with another convention, in which every sample's segments and heads cost the same."""
-        name, samples = costs.convention, len(self)
+    def priced(self, *costs: NetworkCosts) -> Trace:
+        """The same with more conventions, in which every sample's segments and heads cost the same."""
+        named: dict[str, NetworkCosts] = {cost.convention: cost for cost in costs}
+        segments = {name: _each(cost.segments, len(self)) for name, cost in named.items()}
+        heads = {name: _each(cost.heads, len(self)) for name, cost in named.items()}
         return replace(
             self,
-            segments={**self.segments, name: _each(costs.segments, samples)},
-            heads={**self.heads, name: _each(costs.heads, samples)},
-            costs={**self.costs, name: costs},
+            segments={**self.segments, **segments},
+            heads={**self.heads, **heads},
+            costs={**self.costs, **named},
         )
 
     def rows(self, index: Tensor) -> Trace:
@@ -114,7 +116,7 @@ def record(
         ValueError: no sample at all, or logits that are not numbers.
     """
     network.eval()
-    costs = {convention: network_costs(network, convention) for convention in ("macs", "ptflops")}
+    costs = network_counts(network)
     logits, predictions, rest = [], [], []
     for images, *known in batches:
         logits.append(torch.stack([z.float() for z in network(images)]).cpu())

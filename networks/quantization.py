@@ -43,8 +43,9 @@ def codes_of(x: Tensor, bits: int, dtype: torch.dtype | None = None) -> Tensor:
         dtype: of the codes, by default that of ``x``.
     """
     dtype = dtype or x.dtype
-    if bits == 1:  # the sign survives any rounding, and -0 counts as negative
-        return torch.copysign(torch.ones((), dtype=dtype, device=x.device), x.to(dtype))
+    if bits == 1:  # the sign survives any rounding, and -0 counts as negative; adding nothing keeps NaN
+        x = x.to(dtype)
+        return torch.copysign(torch.ones((), dtype=dtype, device=x.device), x).add_(x, alpha=0)
     half = (2**bits - 1) / 2
     # Z is odd, so that no level is 0: rounding to levels is rounding down to integers, then half a step up
     return (x * half).clamp_(-half, half).floor_().add_(0.5).mul_(2 ** (2 - bits)).to(dtype)

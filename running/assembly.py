@@ -20,14 +20,10 @@ from lightning_modules.classifier import Classifier
 from networks.chain import Chain
 from networks.edge import edge_blocks, quantizable, quantized
 from networks.exits import EarlyExitNetwork, with_exits
-from networks.packing import unpacked_state
 from networks.pruning import pruned
 from networks.quantization import FULL, check_bits, quantized_convs
-from running.earlier_run import require_same
 from running.hardware import pick_precision
 from running.phases import Choosing, Phase, Training
-from storage.run_directory import RunDirectory
-from storage.weights import read_weights, start_from
 
 log = logging.getLogger(__name__)
 
@@ -77,32 +73,21 @@ def prepare(cfg: DictConfig) -> None:
     for key in ("logger.csv", "callbacks.exit_metrics"):
         if OmegaConf.select(cfg, key) is None:
             raise ValueError(f"Expected {key} to be there: what a run leaves is made of it.")
+    _check_optimization(cfg)
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = pick_precision(cfg.trainer.accelerator)
 
 
-def load_weights(cfg: DictConfig, network: EarlyExitNetwork, run_dir: RunDirectory) -> None:
-    """Starts the network from earlier weights or an earlier run, unless the run has checkpoints of its own.
-
-    Raises:
-        OSError, ValueError: no such file, no weights in it, or those of another backbone; an earlier run that is not
-            finished, or of other settings.
-    """
-    earlier = OmegaConf.select(cfg, "method.from_run")
-    if earlier is not None and cfg.weights is not None:
-        raise ValueError("Expected weights or method.from_run to start from, got both; leave one out.")
-    source = cfg.weights if earlier is None else earlier
-    if source is None or run_dir.checkpoints:
+def _check_optimization(cfg: DictConfig) -> None:
+    if cfg.optimization is None:
         return
-    if earlier is not None:
-        require_same(cfg, earlier)
-    if not isinstance(source, str):
-        raise ValueError(f"Expected weights to be a file or a run directory, got {source}.")
-    weights = unpacked_state(network, read_weights(source))
-    if earlier is not None:  # a predictor of its own is not gone on with
-        weights = {name: value for name, value in weights.items() if not name.startswith("predictor.")}
-    if fresh := start_from(network, weights, str(source)):
-        log.info("%s has no weights for %d tensors, which start untrained: %s, ...", source, len(fresh), fresh[0])
+    if "from_run" in cfg.method:
+        raise ValueError(
+            f"optimization={cfg.optimization} is for methods that train exits and backbone alone, such as hybrid and "
+            f"early_exit; method={cfg.method.name} has phases of its own."
+        )
+    if {"joint": "joint", "separate": "exit"}[cfg.optimization] not in cfg.method.phases:
+        raise ValueError(f"optimization={cfg.optimization} and method/phases= name different phases; leave one out.")
 
 
 def in_memory_format(cfg: DictConfig, network: EarlyExitNetwork) -> None:
@@ -155,11 +140,9 @@ def _in_few_bits(cfg: DictConfig, chain: Chain, taps: Sequence[int]) -> Chain:
     if count is None:
         count = sum(convs[: max(taps)] if taps else convs)
     if count == 0:
-        log.warning(
-            "Nothing is quantized, although precision=%s: no convolution that can be is %s.",
-            cfg.precision.name,
-            "before the cut, which follows the last early exit" if taps else "asked for",
-        )
+        where = "before the cut, which follows the last early exit," if taps else "in the blocks"
+        reason = f"no convolution {where} can be" if cfg.precision.edge_convs is None else "precision.edge_convs=0"
+        log.warning("Nothing is quantized, although weights have %d and activations %d bit: %s.", *bits, reason)
     return quantized(chain, *bits, count)
 
 
@@ -207,30 +190,35 @@ def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
     phases: list[Phase] = []
     from_run = OmegaConf.select(cfg, "method.from_run")
     nodes = {str(n): node for n, node in cfg.method.phases.items() if node and {"objective", "choice"} & node.keys()}
+    idle = [name for name, node in nodes.items() if node.get("each_exit") and network.num_exits == 1]
+    # phases of single exits leave their share to the others where there is no early exit
+    left = 1 - sum(nodes.pop(name).share for name in idle)
     for name, node in nodes.items():
         if "choice" in node:
             phases.append(Choosing(name, built(node.choice)))
         elif not (node.get("gives_run") and from_run) and not (node.get("optional") and node.epochs == 0):
-            phases += _trainings(cfg, name, node, network)
+            phases += _trainings(cfg, name, node, network, left)
     if not nodes:
         raise ValueError("Expected at least one phase in method.phases, got none.")
     return phases
 
 
-def _trainings(cfg: DictConfig, name: str, node: DictConfig, network: EarlyExitNetwork) -> Iterator[Training]:
+def _trainings(
+    cfg: DictConfig, name: str, node: DictConfig, network: EarlyExitNetwork, left: float
+) -> Iterator[Training]:
     exits = range(1, network.num_exits) if node.get("each_exit") else [None]
-    epochs = _epochs(name, node, cfg.epochs, len(exits))
+    epochs = _epochs(name, node, cfg.epochs, left * len(exits))
     for exit in exits:
         given = {} if exit is None else {"exit": exit}
         label = name if exit is None else f"{name}_{exit}"
         yield Training(label, epochs, _module_factory(cfg, node, given))
 
 
-def _epochs(phase: str, node: DictConfig, total: int, parts: int) -> int:
+def _epochs(phase: str, node: DictConfig, total: int, parts: float) -> int:
     for key, epochs in (("epochs", total), (f"method.phases.{phase}.epochs", node.epochs)):
         if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
             raise ValueError(f"Expected {key} to be a whole number of at least 1, got {epochs}.")
-    return node.epochs or max(1, round(node.share * total / max(1, parts)))
+    return node.epochs or max(1, round(node.share * total / parts))
 
 
 def _module_factory(cfg: DictConfig, node: DictConfig, given: dict[str, Any]) -> Callable[..., Classifier]:

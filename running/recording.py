@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from costs.network import network_costs
+from costs.network import network_counts
 from datamodules.image_data import ImageData
 from inference.trace import Trace, assembled
 from lightning_modules.classifier import Frozen
@@ -40,7 +40,7 @@ def record_validation(network: EarlyExitNetwork, data: ImageData, trainer: pl.Tr
     scores = None
     if network.predictor is not None:
         scores = torch.cat([batch["scores"] for batch in batches]).T.contiguous()
-    costs = {convention: network_costs(network, convention) for convention in ("macs", "ptflops")}
+    costs = network_counts(network)
     logits: Tensor = torch.cat([batch["logits"] for batch in batches], 1)
     return assembled(logits, torch.cat([batch["labels"] for batch in batches]), costs, scores)
 

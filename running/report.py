@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from figures.look import save
-from figures.run import curves_figure, exit_figure, exit_rows
+from figures.run import curves_figure, exit_cells, exit_figure
 
 
 def result_table(metrics: Mapping[str, float], title: str) -> Table:
@@ -18,14 +18,11 @@ def result_table(metrics: Mapping[str, float], title: str) -> Table:
     The device ends after the last early exit; below the table is what it has to hold.
     """
     table = Table(title=title, title_justify="left", caption_justify="left")
-    *exits, adaptive = exit_rows(metrics)
-    powered = adaptive.energy_uj is not None
-    for column in ("exit", "accuracy", "MACs", "on device", "on server", *["energy"] * powered, "share"):
+    columns, rows = exit_cells(metrics)
+    for column in columns:
         table.add_column(column, justify="right")
-    for row in (*exits, adaptive):
-        costs = [f"{macs / 1e6:.2f} M" for macs in (row.macs, row.device, row.server)]
-        costs += [f"{row.energy_uj:.1f} µJ"] if row.energy_uj is not None else []
-        table.add_row(row.exit, f"{row.accuracy:.4f}", *costs, f"{row.share:.1%}", end_section=row is exits[-1])
+    for i, row in enumerate(rows, start=2):
+        table.add_row(*row, end_section=i == len(rows))
     if (held := metrics.get("test/device_bytes")) is not None:
         table.caption = f"The device holds {held / 1e3:,.1f} kB."
     return table

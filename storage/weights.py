@@ -57,7 +57,8 @@ def start_from(network: torch.nn.Module, weights: Mapping[str, Tensor], source: 
     if wrong := sorted(backbone - fitting.keys()):
         raise ValueError(
             f"Expected {source} to hold the weights of this backbone; {len(wrong)} tensors are missing, left over "
-            f"or of another shape, {wrong[0]} first. Choose the backbone and data set it was trained with."
+            f"or of another shape, {wrong[0]} first. Choose the backbone, precision and data set it was trained "
+            "with."
         )
     network.load_state_dict(fitting, strict=False)
     return sorted(own.keys() - fitting.keys())

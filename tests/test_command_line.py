@@ -48,6 +48,8 @@ BAD = {
     "method=hybrid method.exits.share=0": r"method.exits.share from above 0 to 1, got 0",
     "method=hybrid method.exits.exits=20": r"room for method.exits.exits=20 along 12 convolutions, got 6 blocks",
     "method=hybrid method.policy.thresholds=[1,2]": r"Expected 1 thresholds, one for each early exit",
+    "method=exit_predictor optimization=joint": r"optimization=joint is for methods that .* has phases of its own",
+    "optimization=separate method/phases=joint": r"optimization=separate and method/phases= name different phases",
     "energy.mac=-1": r"energy.mac to be a number of pJ of at least 0, got -1",
     "method=_base": r"method.name must be given",
     "method=plain method/exits=quarters": r"No phase of the method trains exit 1; choose method/exits=none",

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import train
 from costs.storage import device_bytes
-from evaluation.hybrid import Design, against_exit
-from evaluation.hybrid_tables import table_ii, table_iii, table_iv
 from evaluation.runs import load_runs
 from evaluation.tracing import Images
 from inference.executor import Executor
@@ -31,7 +25,6 @@ from running.command_line import Refused
 from running.phases import Training
 from tests.cases import METHODS, PRECISIONS, SMALL
 from tests.conftest import composed
-from tests.test_evaluate import evaluated
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:
@@ -81,7 +74,7 @@ def test_by_default_all_up_to_the_cut_is_quantized() -> None:
 def test_a_warning_when_nothing_is_quantized(options: tuple[str, ...], caplog) -> None:
     with caplog.at_level(logging.WARNING):
         network_of("precision=w1a1", *options)
-    assert "Nothing is quantized, although precision=w1a1" in caplog.text
+    assert "Nothing is quantized, although weights have 1 and activations 1 bit: " in caplog.text
 
 
 @pytest.mark.parametrize("method", ["hybrid", "early_exit"])
@@ -98,6 +91,13 @@ def test_optimization_chooses_the_phases(method: str) -> None:
     backbone, *exits = objectives("separate")
     assert isinstance(backbone, Plain)
     assert [type(exit) for exit in exits] == [OneExit] * 5
+
+
+def test_without_an_early_exit_the_backbone_has_all_epochs() -> None:
+    cfg = composed("method=hybrid", "method/exits=none", "optimization=separate", "epochs=10")
+    [phase] = build_phases(cfg, build_network(cfg, 10, (3, 32, 32)))
+    assert isinstance(phase, Training)
+    assert (phase.name, phase.epochs) == ("backbone", 10)
 
 
 def test_latent_weights_stay_within_their_range(tmp_path) -> None:
@@ -184,74 +184,3 @@ def test_every_method_in_every_precision(method: str, backbone: str, precision: 
     assert math.isfinite(metrics["test/energy_uj"])
     [trained] = load_runs([tmp_path])
     assert bool(quantized_convs(trained.network)) == (precision != "fp32")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Designs of two batches each, in the folder of a multirun."""
-    folder = tmp_path_factory.mktemp("designs")
-    hybrid = ("method=hybrid", "precision.edge_convs=4", "trainer.limit_test_batches=1.0")
-    for i, more in enumerate((
-        (), ("optimization=separate",), ("precision=w2a2",), ("method/exits=none",), ("method.exits.exits=2",),
-        ("precision=fp32",), ("seed=1",), ("method=plain", "precision=fp32", "precision.edge_convs=null"),
-    )):  # fmt: skip
-        run(folder / str(i), *hybrid, *more)
-    return folder
-
-
-def test_designs_are_tabled_and_drawn(folder: Path, tmp_path) -> None:
-    left = evaluated(f"run={folder}", f"folder={tmp_path}", "points=20")
-    table = pd.read_csv(left / "hybrid.csv")
-    assert len(table) == 7  # two seeds are one design
-    metrics = [json.loads((folder / str(i) / "metrics.json").read_text()) for i in range(8)]
-    for i, rows in ((1, table.optimization == "separate"), (4, table.early_exits == 2)):
-        [row] = table[rows].to_dict("records")
-        for name in ("acc", "energy_uj", "device_energy_uj", "device_bytes", "exit_1/fraction"):
-            assert row[f"test/{name}"] == pytest.approx(metrics[i][f"test/{name}"])
-    [twice] = table[table.runs == 2].to_dict("records")
-    assert twice["test/energy_uj"] == pytest.approx((metrics[0]["test/energy_uj"] + metrics[6]["test/energy_uj"]) / 2)
-    [plain] = table[table.design == "0E + 6C"].to_dict("records")
-    assert plain["energy_reduction"] == pytest.approx(1)
-    [bare] = table[(table.early_exits == 0) & (table.weight_bits == 1)].to_dict("records")
-    assert bare["test/energy_uj"] == pytest.approx(metrics[3]["test/energy_uj"])
-    assert bare["test/device_energy_uj"] < twice["test/device_energy_uj"]  # the exit
-    text = (left / "hybrid.md").read_text()
-    assert all(f"## Table {number}" in text for number in ("II", "III", "IV"))
-    for name in ("hybrid_energy", "hybrid_edge"):
-        assert (left / f"{name}.png").exists() == (name == "hybrid_energy")  # all have one edge
-
-
-def design(bits: int, edge: int, shares: tuple[float, ...] = (0.5,), separate: bool = False) -> Design:
-    return Design((bits, bits), edge, 30, len(shares), separate, 6, 1, 0.8, 0.7, shares, 20, 50, 400, 1000)
-
-
-def test_published_values_stand_beside_designs_of_the_paper() -> None:
-    ways = [design(1, edge, separate=separate) for edge in (16, 20) for separate in (True, False)]
-    published = ("separate: published leaving", "joint: published leaving", "joint: published accuracy")
-    paper, other = table_ii(ways, 100)
-    assert [paper[name] for name in published] == ["17.3 %", "24.6 %", "62.50 %"]
-    assert [other[name] for name in published] == [""] * 3
-    assert table_ii(ways, 10)[0]["separate: published accuracy"] == "88.72 %"
-    [row] = table_iii([design(1, 24), design(2, 24), design(32, 24), design(1, 24, separate=True)])
-    assert (row["published edge, 1 bit"], row["published cloud, 2 bit"]) == ("203", "478")
-    assert (row["1 bit: edge"], row["2 bit: cloud"]) == ("200.0", "500.0")
-    rows = table_iv([design(1, 20), design(1, 20, (0.3, 0.2)), design(1, 16)])
-    assert [row["published energy"] for row in rows] == ["729", "724"]
-    assert [row["leaving"] for row in rows] == ["50.0 %", "30.0, 20.0 %"]
-
-
-def test_energy_is_compared_with_full_precision_and_an_exit_at_the_same_place() -> None:
-    ours, full = design(1, 20), replace(design(32, 20), edge_uj=300, cloud_uj=50)
-    assert ours.reduction == pytest.approx(400 / 70)
-    assert against_exit(ours, [ours, full, replace(full, edge=16)]) == pytest.approx(5)
-    assert math.isnan(against_exit(full, [ours, full]))
-
-
-def test_another_chip_for_an_evaluation(folder: Path, tmp_path) -> None:
-    energies = []
-    for name, options in (("own", ()), ("dear", ("energy.memory_bit=5",))):
-        left = evaluated(f"run={folder / '0'}", f"folder={tmp_path / name}", "cost=energy_uj", "points=20", *options)
-        energies.append(pd.read_csv(left / "curve.csv").set_index("point").loc["the run's own", "test/energy_uj"])
-    stored = OmegaConf.load(folder / "0/config.yaml").energy
-    assert stored.memory_bit == 2.5
-    assert energies[0] < energies[1] < 2 * energies[0]

@@ -217,3 +217,12 @@ def test_bits_that_cannot_be_are_refused(bits: object) -> None:
     for given_bits, name in (((bits, 1), "weight_bits"), ((1, bits), "act_bits")):
         with pytest.raises(ValueError, match=f"{name} to be a whole number of bits from 1 to 8, or 32, got {bits}"):
             QuanConv(nn.Conv2d(2, 2, 1), *given_bits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_what_is_no_number_is_not_hidden(bits: int) -> None:
+    layer = QuanConv(nn.Conv2d(2, 3, 1, bias=False), bits, bits).eval()
+    images = torch.randn(4, 2, 3, 3)
+    images[0, 0, 0, 0] = torch.nan
+    assert layer(images)[0, :, 0, 0].isnan().all()
+    assert torch.isfinite(layer(images)[1:]).all()
