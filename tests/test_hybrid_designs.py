@@ -1,4 +1,4 @@
-"""Evaluations of hybrid networks side by side: their designs, the paper's tables and figures, energies of other chips."""
+"""Evaluations of hybrid networks: their designs, the paper's tables and figures, energies of other chips."""
 
 from __future__ import annotations
 
