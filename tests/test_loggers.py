@@ -101,7 +101,7 @@ def test_wandb_has_the_results(kept: OfflineRun, run_dir: Path) -> None:
     assert kept.summary["train/images_per_s"] > 0
     assert kept.summary["status"] == "finished"
     table = json.loads(kept.files("media/table/exits_*.json")[0].read_text())
-    assert table["columns"] == ["exit", "accuracy", "MACs", "device", "server", "share"]
+    assert table["columns"] == ["exit", "accuracy", "MACs", "device", "server", "share", "energy_uj"]
     assert table["data"] == [list(row) for row in exit_rows(metrics)]
     pictures = {path.read_bytes() for path in kept.files("media/images/figures/*.png")}
     assert pictures == {path.read_bytes() for path in (run_dir / "figures").glob("*.png")}

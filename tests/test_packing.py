@@ -121,7 +121,7 @@ def test_another_precision_or_shape_is_refused() -> None:
     state = packed_state(few_bits(BACKBONES["resnet8"], 2))
     with pytest.raises(ValueError, match=r"2304 4-bit weights in 1152 bytes, got 576 .* another precision"):
         unpacked_state(few_bits(BACKBONES["resnet8"], 4), state)
-    with pytest.raises(ValueError, match=r"weights of 1 bits.* another precision"):
+    with pytest.raises(ValueError, match=r"2304 1-bit weights in 288 bytes, got 576 .* another precision"):
         unpacked_state(few_bits(BACKBONES["resnet8"], 1), state)
     name = "chain.blocks.1.layers.0.conv.weight"
     few = few_bits(BACKBONES["convs"], 2)

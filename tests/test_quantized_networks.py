@@ -234,7 +234,7 @@ def test_precisions_that_cannot_be_are_refused(method: str, override: str, messa
 def test_nothing_quantized_is_said(caplog: pytest.LogCaptureFixture) -> None:
     command = ["method=early_exit", "precision=w1a1", "precision.edge_convs=0"]
     assert not quantized_convs(build_network(composed(*RESNET20, *command), 10, (3, 32, 32)))
-    assert "Nothing is quantized, although precision=w1a1" in caplog.text
+    assert "although weights have 1 and activations 1 bit: precision.edge_convs=0" in caplog.text
 
 
 @pytest.mark.parametrize(("exits", "weights"), [(1, (1,)), (2, (0.6, 0.4)), (3, (0.3, 0.3, 0.4))])
