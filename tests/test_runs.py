@@ -115,6 +115,7 @@ def timeless(folder: Path) -> list[dict[str, str]]:
             4,
             ["method=early_exit", "optimizer=adamw", "scheduler.interval=epoch"],
         ),
+        ("early_exit.Joint", 3, METHODS["hybrid"]),  # whose latent weights are in the checkpoint alone
         ("early_exit.OneExit", 2, METHODS["early_exit_separate"]),  # at the start of the last phase
         ("exit_predictor.Distillation", 1, METHODS["exit_predictor"]),  # after a phase that chooses
     ],
