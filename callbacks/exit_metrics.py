@@ -11,8 +11,8 @@ from torchmetrics import Accuracy, Metric
 
 from callbacks.finite_loss import NonFiniteLoss
 from costs.energy import Chip, network_energy
+from costs.footprint import device_bytes
 from costs.network import NetworkCosts, network_counts
-from costs.storage import device_bytes
 from inference.policies import Policy
 from inference.predicted import Predicted
 from inference.replay import kinds, replay

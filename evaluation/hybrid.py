@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from costs.energy import Chip, network_energy
-from costs.storage import device_bytes
+from costs.footprint import device_bytes
 from evaluation.runs import TrainedRun
 from inference.policies import FixedExit
 from inference.replay import Outcome, replay

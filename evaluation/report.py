@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from costs.storage import device_bytes
+from costs.footprint import device_bytes
 from evaluation.analysis import accuracy_at, depth_correlation
 from evaluation.latency import Latency, Times
 from evaluation.results import Plan, Point, Result

@@ -10,7 +10,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from costs.storage import device_bytes
+from costs.footprint import device_bytes
 from evaluation.cost_axes import COSTS
 from evaluation.results import Plan, Point, Result
 from inference.policies import Policy

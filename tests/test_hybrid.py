@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from costs.storage import device_bytes
+from costs.footprint import device_bytes
 from evaluation.runs import load_runs
 from evaluation.tracing import Images
 from inference.executor import Executor

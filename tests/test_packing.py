@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from costs.storage import device_bytes
+from costs.footprint import device_bytes
 from networks import heads, quantization
 from networks.backbones.densenet import densenet_bc
 from networks.backbones.resnet import cifar_resnet
