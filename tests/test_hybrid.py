@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,4 @@ def test_every_method_in_every_precision(method: str, backbone: str, precision: 
     assert math.isfinite(metrics["test/energy_uj"])
     [trained] = load_runs([tmp_path])
     assert bool(quantized_convs(trained.network)) == (precision != "fp32")
+    shutil.rmtree(tmp_path)  # hundreds of megabytes of some backbones, a hundred times
