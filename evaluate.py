@@ -117,7 +117,7 @@ def leave(
         summary["on_device"] = on_device_tables.summary(comparison)
     summary["energy_pj"] = None if chip is None else vars(chip)
     if designs and chip is not None:
-        written += hybrid_tables.write(designs, tables.title(results, plan).partition(";")[0], chip, folder)
+        written += hybrid_tables.write(designs, tables.tested_on(results), chip, folder)
         summary["hybrid"] = hybrid_tables.rows(designs)
     drawn = draw(pictures(results, comparison, plan, times, designs), folder)
     report.write_summary(folder, summary, [*written, *drawn])

@@ -20,6 +20,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,16 +86,12 @@ def layer_energies(module: nn.Module, image: Tensor, chip: Chip) -> dict[str, fl
     module = copy.deepcopy(module).eval()
     found: dict[str, float] = defaultdict(float)
 
-    def note(name: str, layer: nn.Module) -> None:
-        def seen(layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            out = output[0] if isinstance(output, tuple) else output
-            found[name] += _energy(layer, inputs[0].numel(), out, chip)
-
-        layer.register_forward_hook(seen)
+    def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        found[name] += _energy(layer, inputs[0].numel(), output[0] if isinstance(output, tuple) else output, chip)
 
     for name, part in module.named_modules():
         if isinstance(part, (QuanConv, nn.Conv2d, nn.Linear, nn.LSTM)):
-            note(name, part)
+            part.register_forward_hook(partial(note, name))
     with torch.no_grad():
         module(image)
     return found
@@ -117,21 +114,19 @@ def network_energy(network: EarlyExitNetwork, chip: Chip) -> NetworkCosts:
     device = next(network.parameters()).device
     image = torch.zeros(1, *network.chain.input_shape, device=device)
     layers = layer_energies(network, image, chip)
-    predictor = 0.0 if network.predictor is None else _under(layer_energies(network.predictor, image, chip))
     shapes = network.chain.tap_shapes() if network.taps else ()
-    heads = [_under(layers, f"heads.{k}.") + chip.branch(math.prod(shapes[tap])) for k, tap in enumerate(network.taps)]
-    heads.append(_under(layers, "chain.head."))
-    blocks = [_under(layers, f"chain.blocks.{i}.") for i in range(len(network.chain.blocks))]
-    stem = _under(layers, "chain.stem.") + layers["chain.stem"]
+    branches = [chip.branch(math.prod(shapes[tap])) / 1e6 for tap in network.taps]
+    heads = [_uj_under(layers, f"heads.{k}.") + branch for k, branch in enumerate(branches)]
     return NetworkCosts(
         "energy_uj",
-        stem / 1e6,
-        tuple(block / 1e6 for block in blocks),
-        tuple(head / 1e6 for head in heads),
+        _uj_under(layers, "chain.stem"),
+        tuple(_uj_under(layers, f"chain.blocks.{i}.") for i in range(len(network.chain.blocks))),
+        (*heads, _uj_under(layers, "chain.head")),
         network.taps,
-        predictor / 1e6,
+        0 if network.predictor is None else _uj_under(layer_energies(network.predictor, image, chip)),
     )
 
 
-def _under(layers: Mapping[str, float], prefix: str = "") -> float:
-    return sum(energy for name, energy in layers.items() if name.startswith(prefix))
+def _uj_under(layers: Mapping[str, float], prefix: str = "") -> float:
+    """Microjoules of the layers whose names begin so."""
+    return sum(energy for name, energy in layers.items() if name.startswith(prefix)) / 1e6

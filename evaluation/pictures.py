@@ -16,7 +16,7 @@ from evaluation.hybrid_tables import PER_10K
 from evaluation.latency import Times
 from evaluation.on_device import Comparison, Place
 from evaluation.results import Plan, Point, Result
-from evaluation.tables import title
+from evaluation.tables import tested_on, title
 from figures.confidence import ExitConfidence, confidence_figure, difficulty_figure, disagreement_figure
 from figures.hybrid import Along, Spot, edge_figure, energy_figure
 from figures.look import save
@@ -38,7 +38,7 @@ def pictures(
     if comparison is not None:
         yield from _on_device(comparison, title(results, plan))
     if designs:
-        yield from _of_designs(designs, title(results, plan).partition(";")[0] + "; E: convolutions at the edge")
+        yield from _of_designs(designs, f"{tested_on(results)}; E: convolutions at the edge")
     for result in results:
         if result.adaptive:
             room = "" if len(results) == 1 else f"{room_of(result)}/"

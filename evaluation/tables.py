@@ -84,13 +84,15 @@ def _threshold(value: Any) -> str:
     return f"{value:.3g}" if round(value, 3) != 1 or value == 1 else f"1-{1 - value:.1g}"
 
 
+def tested_on(results: Sequence[Result]) -> str:
+    """Data set and samples."""
+    return f"{results[0].run.config.dataset.name}, {len(results[0].test):,} test images"
+
+
 def title(results: Sequence[Result], plan: Plan) -> str:
     """Data set, samples, and what the points were chosen on."""
-    first = results[0]
-    counts = f"{len(first.test):,} test images"
-    if plan.split == "val":
-        return f"{first.run.config.dataset.name}, {counts}; {CHOSEN_ON['val']} ({len(first.calibration):,} images)"
-    return f"{first.run.config.dataset.name}, {counts}; {CHOSEN_ON['test']}"
+    counts = f" ({len(results[0].calibration):,} images)" if plan.split == "val" else ""
+    return f"{tested_on(results)}; {CHOSEN_ON[plan.split]}{counts}"
 
 
 def markdown(results: Sequence[Result], plan: Plan) -> str:

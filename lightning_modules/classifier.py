@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from networks.exits import EarlyExitNetwork
-from networks.quantization import clip_latent_weights
+from networks.quantization import quantized_convs
 
 Batch = Sequence[Tensor]  # images (N, C, H, W), labels (N,), and what the data set knows besides
 MakeOptimizer = Callable[..., Optimizer]
@@ -45,6 +45,7 @@ class Classifier(pl.LightningModule):
         network.requires_grad_(False)
         for part in self.trained():
             part.requires_grad_(True)
+        self.few_bit = list(quantized_convs(network).values())
 
     def trained(self) -> list[nn.Module]:
         """The parts this phase trains: by default the backbone and the heads."""
@@ -73,7 +74,8 @@ class Classifier(pl.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        clip_latent_weights(self.network)
+        for conv in self.few_bit:
+            conv.clip()
 
     def on_train_epoch_end(self) -> None:
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])

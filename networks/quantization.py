@@ -176,9 +176,10 @@ class QuanConv(nn.Module):
         return self._kept[2]
 
     def clip(self) -> None:
-        """Brings the latent weights back into [-1, 1], beyond which no gradient would reach them."""
-        with torch.no_grad():
-            self.conv.weight.clamp_(-1, 1)
+        """Brings the latent weights, if any, back into [-1, 1], beyond which no gradient would reach them."""
+        if self.weight_bits != FULL:
+            with torch.no_grad():
+                self.conv.weight.clamp_(-1, 1)
 
     def extra_repr(self) -> str:
         return f"weight_bits={self.weight_bits}, act_bits={self.act_bits}"
@@ -197,5 +198,4 @@ def quantized_convs(module: nn.Module) -> dict[str, QuanConv]:
 def clip_latent_weights(module: nn.Module) -> None:
     """To be called after each step of the optimizer, as in XNOR-Net's training."""
     for part in quantized_convs(module).values():
-        if part.weight_bits != FULL:
-            part.clip()
+        part.clip()

@@ -21,7 +21,7 @@ from networks.chain import Chain
 from networks.edge import edge_blocks, quantizable, quantized
 from networks.exits import EarlyExitNetwork, with_exits
 from networks.pruning import pruned
-from networks.quantization import FULL, check_bits, quantized_convs
+from networks.quantization import FULL, quantized_convs
 from running.hardware import pick_precision
 from running.phases import Choosing, Phase, Training
 
@@ -129,21 +129,19 @@ def build_network(cfg: DictConfig, num_classes: int, input_shape: tuple[int, int
 
 def _in_few_bits(cfg: DictConfig, chain: Chain, taps: Sequence[int]) -> Chain:
     """The chain as ``precision`` has it: its first convolutions quantized, by default those up to the cut."""
-    bits, count = (cfg.precision.weight_bits, cfg.precision.act_bits), cfg.precision.get("edge_convs")
-    for key, given in zip(("weight_bits", "act_bits"), bits, strict=True):
-        check_bits(f"precision.{key}", given)
+    bits, asked = (cfg.precision.weight_bits, cfg.precision.act_bits), cfg.precision.get("edge_convs")
     convs = quantizable(chain)
-    if count is not None:
-        edge_blocks(convs, count)
+    if asked is not None:
+        edge_blocks(convs, asked)
     if bits == (FULL, FULL):
         return chain
-    if count is None:
-        count = sum(convs[: max(taps)] if taps else convs)
+    count = sum(convs[: max(taps)] if taps else convs) if asked is None else asked
+    few = quantized(chain, *bits, count)
     if count == 0:
         where = "before the cut, which follows the last early exit," if taps else "in the blocks"
-        reason = f"no convolution {where} can be" if cfg.precision.edge_convs is None else "precision.edge_convs=0"
+        reason = f"no convolution {where} can be" if asked is None else "precision.edge_convs=0"
         log.warning("Nothing is quantized, although weights have %d and activations %d bit: %s.", *bits, reason)
-    return quantized(chain, *bits, count)
+    return few
 
 
 def shaped(cfg: DictConfig, network: EarlyExitNetwork) -> EarlyExitNetwork:
