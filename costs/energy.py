@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from costs.gates import BlockGates, Shares, Shrinks, block_gates
 from costs.network import NetworkCosts
 from networks.exits import EarlyExitNetwork
 from networks.quantization import FULL, QuanConv
@@ -78,16 +78,45 @@ class Chip:
         return (2 * FULL * self.memory_bit + self.addition) * elements
 
 
-def layer_energies(module: nn.Module, image: Tensor, chip: Chip) -> dict[str, float]:
-    """Picojoules of each convolution and FC layer of a module on one image (1, C, H, W), by its dotted name.
+class EnergyModel(Protocol):
+    """What a chip spends: ``Chip``, or ``costs.hierarchy.Hierarchy``. It is linear in a layer's sizes."""
 
-    The module is run on a copy in eval mode. An LSTM is charged as FC layers of its MACs and weights.
+    name: str
+
+    def layer(
+        self, macs: int, weights: int, inputs: int, outputs: int, weight_bits: int = FULL, act_bits: int = FULL
+    ) -> float:
+        """Picojoules of a convolution or FC layer, its sizes in elements."""
+
+    def branch(self, elements: int) -> float:
+        """Picojoules of giving a feature of so many elements to an early exit besides the backbone."""
+
+
+class LayerSize(NamedTuple):
+    """A convolution or FC layer on one image, in elements."""
+
+    macs: int
+    weights: int
+    inputs: int
+    outputs: int
+    weight_bits: int = FULL
+    act_bits: int = FULL
+
+
+def layer_sizes(module: nn.Module, image: Tensor) -> dict[str, LayerSize]:
+    """Each convolution and FC layer of a module on one image (1, C, H, W), by its dotted name.
+
+    The module is run on a copy in eval mode. An LSTM is taken as FC layers of its MACs and weights; of a layer that is
+    used more than once the sizes add up.
     """
     module = copy.deepcopy(module).eval()
-    found: dict[str, float] = defaultdict(float)
+    found: dict[str, LayerSize] = {}
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        found[name] += _energy(layer, inputs[0].numel(), output[0] if isinstance(output, tuple) else output, chip)
+        size = _size(layer, inputs[0].numel(), output[0] if isinstance(output, tuple) else output)
+        if name in found:
+            size = LayerSize(*map(sum, zip(found[name][:4], size[:4], strict=True)), *size[4:])
+        found[name] = size
 
     for name, part in module.named_modules():
         if isinstance(part, (QuanConv, nn.Conv2d, nn.Linear, nn.LSTM)):
@@ -97,23 +126,24 @@ def layer_energies(module: nn.Module, image: Tensor, chip: Chip) -> dict[str, fl
     return found
 
 
-def _energy(layer: nn.Module, inputs: int, output: Tensor, chip: Chip) -> float:
-    bits: dict[str, int] = {}
+def _size(layer: nn.Module, inputs: int, output: Tensor) -> LayerSize:
+    bits = (FULL, FULL)
     if isinstance(layer, QuanConv):
-        bits, layer = {"weight_bits": layer.weight_bits, "act_bits": layer.act_bits}, layer.conv
+        bits, layer = (layer.weight_bits, layer.act_bits), layer.conv
     weights = sum(p.numel() for name, p in layer.named_parameters() if name.startswith("weight"))
     if isinstance(layer, nn.Conv2d):
         macs = output.numel() * layer.weight[0].numel()
     else:  # each weight once a row, or once a step
         macs = weights * output.numel() // output.shape[-1]
-    return chip.layer(macs, weights, inputs, output.numel(), **bits)
+    return LayerSize(macs, weights, inputs, output.numel(), *bits)
 
 
-def network_energy(network: EarlyExitNetwork, chip: Chip) -> NetworkCosts:
+def network_energy(network: EarlyExitNetwork, chip: EnergyModel) -> NetworkCosts:
     """Microjoules of each block and exit of a network with early exits, on one image of its input shape."""
     device = next(network.parameters()).device
     image = torch.zeros(1, *network.chain.input_shape, device=device)
-    layers = layer_energies(network, image, chip)
+    sizes = layer_sizes(network.without_gates(), image)
+    layers = {name: chip.layer(*size) for name, size in sizes.items()}
     shapes = network.chain.tap_shapes() if network.taps else ()
     branches = [chip.branch(math.prod(shapes[tap])) / 1e6 for tap in network.taps]
     heads = [_uj_under(layers, f"heads.{k}.") + branch for k, branch in enumerate(branches)]
@@ -123,8 +153,40 @@ def network_energy(network: EarlyExitNetwork, chip: Chip) -> NetworkCosts:
         tuple(_uj_under(layers, f"chain.blocks.{i}.") for i in range(len(network.chain.blocks))),
         (*heads, _uj_under(layers, "chain.head")),
         network.taps,
-        0 if network.predictor is None else _uj_under(layer_energies(network.predictor, image, chip)),
+        0 if network.predictor is None else _uj_of(network.predictor, image, chip),
+        gates_energy(network, sizes, chip),
     )
+
+
+def _uj_of(module: nn.Module, image: Tensor, chip: EnergyModel) -> float:
+    return sum(chip.layer(*size) for size in layer_sizes(module, image).values()) / 1e6
+
+
+def gates_energy(
+    network: EarlyExitNetwork, sizes: Mapping[str, LayerSize], chip: EnergyModel
+) -> tuple[BlockGates, ...]:
+    """What the gates of each block cost and decide on, in microjoules; empty without gates.
+
+    Args:
+        sizes: of the layers of the network.
+    """
+    if network.gating is None:
+        return ()
+
+    def priced(module: nn.Module, feature: Tensor) -> float:
+        return _uj_of(module, feature, chip)
+
+    def shares(name: str, shrinks: Shrinks) -> Shares:
+        size = sizes.get(name)
+        if size is None:  # BatchNorm and ReLU are not charged
+            return Shares(0, 0, 0)
+        bits = size[4:]
+        once = chip.layer(size.macs, size.weights, 0, 0, *bits) / 1e6
+        inputs, outputs = chip.layer(0, 0, size.inputs, 0, *bits) / 1e6, chip.layer(0, 0, 0, size.outputs, *bits) / 1e6
+        parts = [(once, shrinks.inputs + shrinks.outputs), (inputs, shrinks.inputs), (outputs, shrinks.outputs)]
+        return Shares(*(sum(part for part, power in parts if power == exponent) for exponent in range(3)))
+
+    return block_gates(network.chain, network.gating, priced, shares)
 
 
 def _uj_under(layers: Mapping[str, float], prefix: str = "") -> float:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from costs.counting import CONVENTIONS, count
 from costs.counting import Convention as Counted
+from costs.gates import BlockGates, Shares, Shrinks, block_gates
 from networks.chain import Chain
 from networks.exits import EarlyExitNetwork
+from networks.gates import Decisions
 
 Convention = Literal[Counted, "energy_uj"]
 
@@ -28,6 +32,7 @@ class NetworkCosts:
         heads: of each exit's own classifier, the backbone's last.
         taps: block numbers the early exits follow; the device ends after the last of them.
         predictor: of the Exit Predictor, O_EP of equation 4; 0 where there is none.
+        gates: of each block, what its gates cost and decide on; empty without gates. ``blocks`` are without them.
     """
 
     convention: Convention
@@ -36,11 +41,13 @@ class NetworkCosts:
     heads: tuple[float, ...]
     taps: tuple[int, ...]
     predictor: float = 0
+    gates: tuple[BlockGates, ...] = ()
 
     @cached_property
     def until_tap(self) -> tuple[float, ...]:
-        """From the image to each tap along the backbone, tap 0 first."""
-        return tuple(accumulate(self.blocks, initial=self.stem))
+        """From the image to each tap along the backbone, tap 0 first; all gates asked, nothing skipped."""
+        gates = [gate.layer + gate.channel for gate in self.gates] or [0] * len(self.blocks)
+        return tuple(accumulate(map(sum, zip(self.blocks, gates, strict=True)), initial=self.stem))
 
     @cached_property
     def segments(self) -> tuple[float, ...]:
@@ -65,20 +72,84 @@ class NetworkCosts:
 
     @cached_property
     def backbone(self) -> float:
-        """Of the backbone with its own head alone."""
+        """Of the backbone with its own head alone; all gates asked, nothing skipped."""
         return self.until_tap[-1] + self.heads[-1]
+
+    @cached_property
+    def plain(self) -> float:
+        """Of the backbone with its own head and no gates: what savings are measured against."""
+        return self.stem + sum(self.blocks) + self.heads[-1]
+
+    @property
+    def ungated(self) -> NetworkCosts:
+        """Of the same network when no gate is asked."""
+        return replace(self, gates=())
+
+    @cached_property
+    def _rates(self) -> Tensor:
+        """Of each block: when it is skipped, its channel gate, and the three of its layers; (5, B, 1)."""
+        rows = [
+            (block - gate.layers + gate.layer, gate.channel, gate.fixed, gate.each, gate.square)
+            for block, gate in zip(self.blocks, self.gates, strict=True)
+        ]
+        whole = all(isinstance(number, int) for row in rows for number in row)
+        return torch.tensor(rows, dtype=torch.int64 if whole else torch.float64).T[:, :, None]
+
+    def of_blocks(self, decisions: Decisions, start: int = 0) -> Tensor:
+        """What each block costs n images under decisions (B, n), its gates included: (B, n).
+
+        Whole numbers for whole decisions and costs; differentiable in decisions that are.
+
+        Args:
+            decisions: of the blocks from ``start`` on.
+        """
+        runs, channels = decisions
+        rates = self._rates[:, start : start + len(runs)].to(runs.device)
+        if runs.is_floating_point():
+            rates = rates.to(runs.dtype)
+        base, gate, fixed, each, square = rates
+        return base + runs * (gate + fixed * (channels > 0) + each * channels + square * channels * channels)
+
+    def of_segments(self, decisions: Decisions) -> Tensor:
+        """The backbone between consecutive exits, for each of n images: (N, n), the stem in the first."""
+        until = self.of_blocks(decisions).cumsum(0) + self.stem
+        ends = until[[tap - 1 for tap in (*self.taps, len(self.blocks))]]
+        return torch.cat([ends[:1], ends.diff(dim=0)])
 
 
 def network_costs(network: EarlyExitNetwork, convention: Counted = "macs") -> NetworkCosts:
     """Counts a network with early exits on one image of its input shape."""
     device = next(network.parameters()).device
     image = torch.zeros(1, *network.chain.input_shape, device=device)
-    counts = count(network, image, convention=convention)
+    counts = count(network.without_gates(), image, convention=convention)
     predictor = 0 if network.predictor is None else count(network.predictor, image, convention=convention)[""]
     blocks = tuple(counts[f"chain.blocks.{i}"] for i in range(len(network.chain.blocks)))
     heads = tuple(counts[f"heads.{k}"] for k in range(len(network.heads)))
     heads = (*heads, counts["chain.head"])
-    return NetworkCosts(convention, counts["chain.stem"], blocks, heads, network.taps, predictor)
+    gates = gates_counts(network, counts, convention)
+    return NetworkCosts(convention, counts["chain.stem"], blocks, heads, network.taps, predictor, gates)
+
+
+def gates_counts(
+    network: EarlyExitNetwork, counts: Mapping[str, int], convention: Counted
+) -> tuple[BlockGates, ...]:
+    """What the gates of each block cost and decide on; empty without gates.
+
+    Args:
+        counts: of the modules of the network.
+    """
+    if network.gating is None:
+        return ()
+
+    def priced(module: nn.Module, feature: Tensor) -> int:
+        return count(module, feature, convention=convention)[""]
+
+    def shares(name: str, shrinks: Shrinks) -> Shares:
+        powers = [0, 0, 0]
+        powers[shrinks.inputs + shrinks.outputs] = counts.get(name, 0)
+        return Shares(*powers)
+
+    return block_gates(network.chain, network.gating, priced, shares)
 
 
 def network_counts(network: EarlyExitNetwork) -> dict[str, NetworkCosts]:

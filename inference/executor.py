@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from costs.network import NetworkCosts, network_costs
+from inference.gated import GatedFeatures
 from inference.policies import Policy
 from inference.travel import Prediction, travel
 from networks.chain import Shape
@@ -22,7 +23,8 @@ LEAST_PIECE = 32  # images
 class Executor:
     """Executes one policy on one network; what is not needed is not computed.
 
-    At an exit the samples that leave are taken out of the batch and the rest go on as a smaller one. A head is
+    At an exit the samples that leave are taken out of the batch and the rest go on as a smaller one. A block that is
+    skipped is not run, in a batch for those that skip it; of a single image closed channels are not computed. A head is
     computed for the samples that the policy wants it for. A batch of one is never indexed. A processor takes a large
     batch in pieces that fit its cache. Runs where the network is, in the precision of the surrounding
     ``torch.autocast``; scores are taken in fp32.
@@ -63,7 +65,20 @@ class Executor:
         Raises:
             ValueError: an exit's logits are not numbers.
         """
-        return travel(self.policy, NetworkWay(self, images), self.costs, len(images), images.device)
+        way = NetworkWay(self, images)
+        prediction = travel(self.policy, way, self.costs, len(images), images.device)
+        self._beyond = way.beyond, prediction.macs
+        return prediction
+
+    @property
+    def executed_macs(self) -> float:
+        """What the last call really computed, average of an image; ``macs`` is what the decisions made necessary.
+
+        Channels that are closed in a batch are computed all the same, and a recurrent gate is computed with its
+        convolution folded in.
+        """
+        beyond, macs = self._beyond
+        return macs.double().mean().item() + beyond / len(macs)
 
 
 def _piece(shapes: Sequence[Shape]) -> int:
@@ -73,18 +88,26 @@ def _piece(shapes: Sequence[Shape]) -> int:
 
 
 class NetworkWay:
-    """The samples' features on their way along a network."""
+    """The samples' features on their way along a network.
+
+    Attributes:
+        beyond: MACs that were computed beyond those that were spent.
+    """
 
     def __init__(self, executor: Executor, images: Tensor):
         self.executor, self.feature = executor, images
         self.at: int | None = None
+        self.beyond = 0
+        self.gated: GatedFeatures | None = None
 
     def predict(self) -> tuple[Tensor, float]:
         predictor = self.executor.network.predictor
         assert predictor is not None  # or the policy's check would have refused
         return predictor.scores(self.feature), self.executor.costs.predictor
 
-    def advance(self, k: int) -> float:
+    def advance(self, k: int) -> Tensor | float:
+        if self.executor.network.gating is not None:
+            return self._advance_gated(k)
         x, end, piece = self.feature, self.executor.ends[k - 1], self.executor.pieces[k - 1]
         run = self.executor.network.chain.run
         if len(x) > piece and x.device.type == "cpu":
@@ -95,6 +118,17 @@ class NetworkWay:
         self.at = end
         return self.executor.costs.segments[k - 1]
 
+    def _advance_gated(self, k: int) -> Tensor:
+        network, costs = self.executor.network, self.executor.costs
+        stem: float = 0
+        if self.gated is None:
+            feature = network.chain.run(self.feature, stop=0)
+            owned = feature.clone() if feature is self.feature else feature
+            self.gated, stem = GatedFeatures(network, costs, owned), costs.stem
+        macs = self.gated.advance(self.executor.ends[k - 1], self.executor.pieces[k - 1])
+        self.feature, self.beyond = self.gated.feature, self.gated.beyond
+        return macs + stem
+
     def head(self, k: int, wanted: Tensor | None) -> tuple[Tensor, float]:
         feature = self.feature if wanted is None else self.feature[wanted]
         logits = self.executor.heads[k - 1](feature).float()
@@ -104,3 +138,5 @@ class NetworkWay:
 
     def keep(self, staying: Tensor) -> None:
         self.feature = self.feature[staying]  # index_select would not keep channels_last
+        if self.gated is not None:
+            self.gated.keep(staying, self.feature)

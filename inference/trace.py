@@ -14,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from costs.gates import BlockGates
 from costs.network import NetworkCosts, network_counts
-from networks.exits import EarlyExitNetwork
+from networks.exits import EarlyExitNetwork, Gated
+from networks.gates import Decisions
 from storage.files import written_aside
 
 FORMAT = "offramp trace 1"
@@ -33,6 +35,7 @@ class Trace:
         heads: by convention, (N, samples): each exit's own classifier.
         costs: by convention, the same of the network as it stands, nothing skipped.
         predictions: (N - 1, samples) float32, the Exit Predictor's scores; None without one.
+        decisions: of the gates, (blocks, samples) int64; None without gates.
         extras: what the data set knows of each sample besides, (samples,) by name.
         about: where it comes from.
     """
@@ -45,6 +48,7 @@ class Trace:
     predictions: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    decisions: Decisions | None = None
 
     @property
     def num_exits(self) -> int:
@@ -78,9 +82,9 @@ class Trace:
         return replace(self, logits=self.logits / divisors)
 
     def priced(self, *costs: NetworkCosts) -> Trace:
-        """The same with more conventions, in which every sample's segments and heads cost the same."""
+        """The same with more conventions."""
         named: dict[str, NetworkCosts] = {cost.convention: cost for cost in costs}
-        segments = {name: _each(cost.segments, len(self)) for name, cost in named.items()}
+        segments = {name: _segments(cost, self.decisions, len(self)) for name, cost in named.items()}
         heads = {name: _each(cost.heads, len(self)) for name, cost in named.items()}
         return replace(
             self,
@@ -95,7 +99,8 @@ class Trace:
         extras = {name: value[index] for name, value in self.extras.items()}
         predictions = None if self.predictions is None else self.predictions[:, index]
         logits, labels = self.logits[:, index], self.labels[index]
-        return Trace(logits, labels, segments, heads, self.costs, predictions, extras, self.about)
+        decisions = self.decisions and Decisions(*(part[:, index] for part in self.decisions))
+        return Trace(logits, labels, segments, heads, self.costs, predictions, extras, self.about, decisions)
 
 
 @torch.inference_mode()
@@ -117,9 +122,13 @@ def record(
     """
     network.eval()
     costs = network_counts(network)
-    logits, predictions, rest = [], [], []
+    logits, predictions, decided, rest = [], [], [], []
     for images, *known in batches:
-        logits.append(torch.stack([z.float() for z in network(images)]).cpu())
+        said = network(images) if network.gating is None else network.gated(images)
+        if isinstance(said, Gated):
+            decided.append(as_decided(said.decisions))
+            said = said.logits
+        logits.append(torch.stack([z.float() for z in said]).cpu())
         if network.predictor is not None:
             predictions.append(network.predictor.scores(images).T.cpu())
         rest.append([value.cpu() for value in known])
@@ -131,7 +140,18 @@ def record(
     scores = torch.cat(predictions, 1) if predictions else None
     if scores is not None and not torch.isfinite(scores).all():
         raise ValueError("Expected numbers from the Exit Predictor, got NaN; were these weights trained to their end?")
-    return assembled(stacked, labels, costs, scores, dict(zip(extras, more, strict=True)), about or {})
+    known_of_each = dict(zip(extras, more, strict=True))
+    return assembled(stacked, labels, costs, scores, known_of_each, about or {}, joined(decided))
+
+
+def as_decided(decisions: Decisions) -> Decisions:
+    """As a trace keeps them: whole numbers, on the processor."""
+    return Decisions(*(part.detach().round().to("cpu", torch.int64) for part in decisions))
+
+
+def joined(parts: Sequence[Decisions]) -> Decisions | None:
+    """Decisions of batches, one after another; None where there are none."""
+    return Decisions(*(torch.cat(columns, 1) for columns in zip(*parts, strict=True))) if parts else None
 
 
 def assembled(
@@ -141,11 +161,21 @@ def assembled(
     predictions: Tensor | None = None,
     extras: Mapping[str, Tensor] | None = None,
     about: Mapping[str, Any] | None = None,
+    decisions: Decisions | None = None,
 ) -> Trace:
-    """A trace of a network whose segments and heads cost every sample the same; see ``Trace``."""
-    segments = {name: _each(cost.segments, len(labels)) for name, cost in costs.items()}
+    """A trace from what a network said, its segments costing what the gates decided; see ``Trace``.
+
+    Without decisions every block has run, and no gate was asked.
+    """
+    if decisions is None:
+        costs = {name: cost.ungated for name, cost in costs.items()}
+    segments = {name: _segments(cost, decisions, len(labels)) for name, cost in costs.items()}
     heads = {name: _each(cost.heads, len(labels)) for name, cost in costs.items()}
-    return Trace(logits, labels, segments, heads, costs, predictions, extras or {}, about or {})
+    return Trace(logits, labels, segments, heads, costs, predictions, extras or {}, about or {}, decisions)
+
+
+def _segments(cost: NetworkCosts, decisions: Decisions | None, samples: int) -> Tensor:
+    return _each(cost.segments, samples) if decisions is None else cost.of_segments(decisions)
 
 
 def _each(costs: Sequence[float], samples: int) -> Tensor:
@@ -168,6 +198,8 @@ def write_trace(path: str | Path, trace: Trace) -> None:
     """Writes safetensors whose header holds, as JSON, the format, the static costs and where the trace comes from."""
     tensors = {"logits": trace.logits, "labels": trace.labels}
     tensors |= {} if trace.predictions is None else {"predictions": trace.predictions}
+    if trace.decisions is not None:
+        tensors |= {f"decisions/{name}": part.to(torch.int16) for name, part in trace.decisions._asdict().items()}
     tensors |= {f"segments/{name}": value for name, value in trace.segments.items()}
     tensors |= {f"heads/{name}": value for name, value in trace.heads.items()}
     tensors |= {f"extras/{name}": value for name, value in trace.extras.items()}
@@ -191,20 +223,32 @@ def read_trace(path: str | Path) -> Trace:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["format"] != FORMAT:
             raise ValueError(header["format"])
-        costs = {name: NetworkCosts(**_tuples(cost)) for name, cost in header["costs"].items()}
+        costs = {name: _costs(cost) for name, cost in header["costs"].items()}
         parts = {room: _under(room, tensors) for room in ("segments", "heads", "extras")}
         predictions, about = tensors.get("predictions"), header["about"]
         if predictions is None and costs["macs"].predictor:
             raise KeyError("predictions")
-        return Trace(tensors["logits"], tensors["labels"], **parts, costs=costs, predictions=predictions, about=about)
+        decided = {name: part.long() for name, part in _under("decisions", tensors).items()}
+        decisions = Decisions(**decided) if costs["macs"].gates else None
+        return Trace(
+            tensors["logits"],
+            tensors["labels"],
+            **parts,
+            costs=costs,
+            predictions=predictions,
+            about=about,
+            decisions=decisions,
+        )
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"Expected a trace ({FORMAT}) in {path}, got another file or a damaged one: {error}."
         ) from error
 
 
-def _tuples(cost: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in cost.items()}
+def _costs(stored: dict[str, Any]) -> NetworkCosts:
+    gates = tuple(BlockGates(**gate) for gate in stored.pop("gates", ()))
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
+    return NetworkCosts(**plain, gates=gates)
 
 
 def _under(room: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

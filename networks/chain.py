@@ -34,10 +34,14 @@ class BlockInfo:
 
 
 class Gates(NamedTuple):
-    """Decisions for one block: ``layer`` (N,) and ``channel`` (N, gate_channels), 1 runs and 0 skips."""
+    """Decisions for one block: ``layer`` (N,) and ``channel`` (N, gate_channels), 1 runs and 0 skips.
+
+    ``inner`` says whether the channel decisions close the channels inside the block, too.
+    """
 
     layer: Tensor | None = None
     channel: Tensor | None = None
+    inner: bool = False
 
     def mask(self) -> Tensor | None:
         """Both decisions as one factor (N, 1 or gate_channels, 1, 1); None where neither is given."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from networks.chain import Chain
 from networks.exit_predictor import ExitPredictor
+from networks.gates import Decisions, Gating, Multiplied
 from networks.heads import Head, Tap, build_head
 
 # (blocks in each stage, MACs from the image up to each tap from 1 on, convolutions of each block that can be quantized)
@@ -111,6 +112,20 @@ def _require_fractions(fractions: Sequence[float]) -> None:
             raise ValueError(f"Expected fractions from 0 to 1, got {fraction}.")
 
 
+class Gated(NamedTuple):
+    """What a network with gates says of n images, everything computed.
+
+    Attributes:
+        logits: of every exit, each (n, num_classes).
+        decisions: of its gates.
+        scores: of all gates before the sigmoid, each (n, …).
+    """
+
+    logits: list[Tensor]
+    decisions: Decisions
+    scores: list[Tensor]
+
+
 class EarlyExitNetwork(nn.Module):
     """A chain with classifiers at some of its taps. Exits are numbered from 1; exit N is the chain's own head.
 
@@ -119,6 +134,7 @@ class EarlyExitNetwork(nn.Module):
         taps: rising; tap k lies after k blocks.
         heads: one for each tap, feature (N, c, h, w) to logits (N, num_classes).
         predictor: says from the image which early exits are worth computing; None for none.
+        gating: decides which blocks and channels of the chain run; None for all.
     """
 
     def __init__(
@@ -127,6 +143,7 @@ class EarlyExitNetwork(nn.Module):
         taps: Sequence[int] = (),
         heads: Sequence[nn.Module] = (),
         predictor: ExitPredictor | None = None,
+        gating: Gating | None = None,
     ):
         super().__init__()
         self.chain = chain
@@ -137,6 +154,7 @@ class EarlyExitNetwork(nn.Module):
             raise ValueError("Expected an early exit for the Exit Predictor, got none.")
         self.heads = nn.ModuleList(heads)
         self.predictor = predictor
+        self.gating = gating
 
     @property
     def num_exits(self) -> int:
@@ -146,15 +164,42 @@ class EarlyExitNetwork(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (N, C, H, W) to the logits (N, num_classes) of every exit, computed in one pass.
 
-        The predictor is not asked.
+        Gates multiply; the predictor is not asked.
         """
+        return self.ungated(x) if self.gating is None else self.gated(x).logits
+
+    def gated(self, x: Tensor) -> Gated:
+        """The same with what the gates decided.
+
+        Raises:
+            ValueError: a network without gates.
+        """
+        if self.gating is None:
+            raise ValueError("Expected a network with gates, got one without.")
+        x = self.chain.run(x, stop=0)
+        way = Multiplied(self.gating, x)
+        exits = dict(zip(self.taps, self.heads, strict=True))
+        logits = []
+        blocks: Any = self.chain.blocks
+        for i, block in enumerate(blocks):
+            x = way.step(i, block, x)
+            if i + 1 in exits:
+                logits.append(exits[i + 1](x))
+        return Gated([*logits, self.chain.head(x)], way.decisions, way.scores)
+
+    def ungated(self, x: Tensor) -> list[Tensor]:
+        """The same with every block run whole."""
         logits, feature = self.on_device(x)
         return [*logits, self.chain.run(feature, self.taps[-1] if self.taps else 0)]
+
+    def without_gates(self) -> EarlyExitNetwork:
+        """The same backbone, heads and predictor, shared, without gates."""
+        return EarlyExitNetwork(self.chain, self.taps, list(self.heads), self.predictor)
 
     def on_device(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Images (N, C, H, W) to the logits (N, num_classes) of the early exits, and the feature at the cut.
 
-        The cut is the tap of the last early exit, tap 0 without one.
+        No gate is asked. The cut is the tap of the last early exit, tap 0 without one.
         """
         logits = []
         x = self.chain.run(x, stop=0)
@@ -167,12 +212,17 @@ class EarlyExitNetwork(nn.Module):
 
 
 def with_exits(
-    chain: Chain, taps: Sequence[int], head: Head, predictor: Callable[..., ExitPredictor] | None = None
+    chain: Chain,
+    taps: Sequence[int],
+    head: Head,
+    predictor: Callable[..., ExitPredictor] | None = None,
+    gating: Gating | None = None,
 ) -> EarlyExitNetwork:
     """Attaches a head of one kind to each tap.
 
     Args:
         predictor: makes one from the number of exits and ``input_shape``.
+        gating: of the chain.
 
     Raises:
         ValueError: a tap twice or outside the chain; a predictor for no early exit.
@@ -184,7 +234,7 @@ def with_exits(
         for exit, tap in enumerate(taps, start=1)
     ]
     guide = None if predictor is None else predictor(len(taps) + 1, input_shape=chain.input_shape)
-    return EarlyExitNetwork(chain, taps, heads, guide)
+    return EarlyExitNetwork(chain, taps, heads, guide, gating)
 
 
 class _Unanswered(nn.Module):

@@ -10,17 +10,20 @@ import torchvision
 from torch import Tensor, nn
 
 from networks.backbones.pretrained import torchvision_model
-from networks.chain import Block, Chain, Gates, initialize, require_size
+from networks.chain import Chain, Gates, initialize, require_size
 from networks.quantization import QuanConv
+from networks.skipping import Skippable
 
 
-class DenseLayer(Block):
+class DenseLayer(Skippable):
     """Appends ``growth`` new channels to what comes in; a skipped layer repeats the ``growth`` channels before them.
 
     Those are the previous layer's output (Dual Dynamic Inference paper, Fig. 3); in the first layer of a stage, the
     last channels of the stem or of the transition. The transition to a new stage belongs to that stage's first layer
     and always runs.
     """
+
+    layers_name = "layer"
 
     def __init__(
         self, layer: nn.Sequential, in_channels: int, channels: int, growth: int, transition: nn.Module | None
@@ -29,14 +32,27 @@ class DenseLayer(Block):
         self.transition = nn.Identity() if transition is None else transition
         self.layer = layer
 
-    def forward(self, x: Tensor, gates: Gates = Gates()) -> Tensor:
-        """x (N, in_channels, h, w) to (N, out_channels, h', w'), halved where a transition leads in."""
-        x = self.transition(x)
-        new = self.layer(x)
-        mask = gates.mask()
-        if mask is not None:
-            new = mask * new + (1 - mask) * x[:, -self.gate_channels :]
-        return torch.cat([x, new], dim=1)
+    @property
+    def entered_channels(self) -> int:
+        return self.out_channels - self.gate_channels
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Halves the map where a transition leads in."""
+        return self.transition(x)
+
+    def remainder(self, entered: Tensor) -> Tensor:
+        return entered[:, -self.gate_channels :]
+
+    def mix(self, new: Tensor, remainder: Tensor, mask: Tensor | None) -> Tensor:
+        return new if mask is None else mask * new + (1 - mask) * remainder
+
+    def join(self, entered: Tensor, mixed: Tensor) -> Tensor:
+        return torch.cat([entered, mixed], dim=1)
+
+    def for_some(self, entered: Tensor, some: Tensor, rows: Tensor, gates: Gates = Gates()) -> Tensor:
+        out = self.skipped(entered)
+        out[rows, self.entered_channels :] = self.mixed(some, self.remainder(some), gates)
+        return out
 
     @property
     def convs(self) -> list[nn.Conv2d]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from networks.backbones.pretrained import torchvision_model
-from networks.chain import Block, Chain, Gates, initialize
+from networks.chain import Chain, Gates, initialize
 from networks.quantization import QuanConv, normalized_relu
+from networks.skipping import Skippable
 
 
-class ResidualBlock(Block):
+class ResidualBlock(Skippable):
     """``relu(shortcut(x) + gate * branch(x))``: with gate 1 a residual block, with gate 0 its shortcut alone.
 
     On an identity shortcut this is equation 3 of the Dual Dynamic Inference paper, since x is never negative there.
@@ -24,6 +26,8 @@ class ResidualBlock(Block):
         shortcut: identity, or what brings x to the branch's shape.
         closing: in the place of the ReLU.
     """
+
+    layers_name = "branch"
 
     def __init__(
         self,
@@ -39,13 +43,32 @@ class ResidualBlock(Block):
         self.closing = closing
         self.raw = isinstance(closing, nn.Identity)
 
-    def forward(self, x: Tensor, gates: Gates = Gates()) -> Tensor:
-        """x (N, in_channels, h, w) to (N, out_channels, h', w')."""
-        out = self.branch(x)
-        mask = gates.mask()
-        out = out if mask is None else out * mask
-        out = out + self.shortcut(x)
-        return F.relu(out) if self.closing is None else self.closing(out)
+    def remainder(self, entered: Tensor) -> Tensor:
+        return self.shortcut(entered)
+
+    def mix(self, new: Tensor, remainder: Tensor, mask: Tensor | None) -> Tensor:
+        return new + remainder if mask is None else torch.addcmul(remainder, new, mask)
+
+    def join(self, entered: Tensor, mixed: Tensor) -> Tensor:
+        return F.relu(mixed) if self.closing is None else self.closing(mixed)
+
+    def skipped(self, entered: Tensor) -> Tensor:
+        if self._keeps:
+            return entered
+        return super().skipped(entered)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether the block gives its input when it is skipped."""
+        identity = isinstance(self.shortcut, nn.Identity)
+        return identity and (self.closing is None or isinstance(self.closing, nn.Identity))
+
+    def for_some(self, entered: Tensor, some: Tensor, rows: Tensor, gates: Gates = Gates()) -> Tensor:
+        if self._keeps:
+            return entered.index_copy_(0, rows, self.gated(some, gates))
+        remainder = self.remainder(entered)
+        mixed = self.mixed(some, remainder[rows], gates)
+        return self.join(entered, remainder.index_copy_(0, rows, mixed))
 
     @property
     def convs(self) -> list[nn.Conv2d]:
