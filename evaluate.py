@@ -15,7 +15,7 @@ from running.interruption import Stopped, end_stopped, stop, stopping
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from costs.energy import Chip
+    from costs.energy import EnergyModel
     from evaluation.hybrid import Design
     from evaluation.on_device import Comparison
     from evaluation.results import Plan, Result
@@ -88,7 +88,7 @@ def leave(
     results: list[Result],
     comparison: Comparison | None,
     designs: Sequence[Design],
-    chip: Chip | None,
+    chip: EnergyModel | None,
     plan: Plan,
     images: list[Images],
     machine: Machine,

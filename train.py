@@ -89,7 +89,8 @@ def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
     callbacks, loggers = build_callbacks(cfg.callbacks), build_callbacks(cfg.logger)
     policy, phases = build_policy(cfg, data.num_classes), build_phases(cfg, network)
     require_choices(phases, run_dir)
-    processes = check(phases, network, policy, cfg.trainer, ready=bool(cfg.method.get("from_run")))
+    ready = bool(cfg.method.get("from_run")) and network.gating is None
+    processes = check(phases, network, policy, cfg.trainer, ready)
     data.setup()
     return Run(data, network, policy, phases, callbacks, loggers, processes)
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from costs.energy import Chip, network_energy
+from costs.energy import EnergyModel, network_energy
 from costs.network import NetworkCosts, network_costs
 from networks.exits import EarlyExitNetwork
 
@@ -24,7 +24,7 @@ class CostTable(pl.Callback):
         chip: for the energy of leaving at each exit; None for none.
     """
 
-    def __init__(self, max_rows: int = 60, chip: Chip | None = None):
+    def __init__(self, max_rows: int = 60, chip: EnergyModel | None = None):
         self.max_rows, self.chip = max_rows, chip
         self.shown = False
 
@@ -35,7 +35,7 @@ class CostTable(pl.Callback):
             self.shown = True
 
 
-def cost_table(network: EarlyExitNetwork, max_rows: int = 60, chip: Chip | None = None) -> Table:
+def cost_table(network: EarlyExitNetwork, max_rows: int = 60, chip: EnergyModel | None = None) -> Table:
     """The table of a network.
 
     Of a block: its MACs, and the backbone's up to there. Of an exit: the MACs of its head, those of an image that

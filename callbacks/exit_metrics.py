@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,14 +12,15 @@ from torch import Tensor
 from torchmetrics import Accuracy, Metric
 
 from callbacks.finite_loss import NonFiniteLoss
-from costs.energy import Chip, network_energy
+from costs.energy import EnergyModel, network_energy
 from costs.footprint import device_bytes
 from costs.network import NetworkCosts, network_counts
 from inference.policies import Policy
 from inference.predicted import Predicted
 from inference.replay import kinds, replay
+from inference.skips import gated_channels, savings
 from inference.thresholds import Confidence, Thresholds
-from inference.trace import assembled
+from inference.trace import Trace, as_decided, assembled
 from networks.exits import EarlyExitNetwork
 
 
@@ -32,7 +35,12 @@ class ExitMetrics(pl.Callback):
     - ``energy_uj`` and its parts, likewise: see ``costs.energy``;
     - in the test, ``exit_k/macs`` and its parts: of leaving at exit k with every head on the way computed; the
       policy's ``exit_k/confidence_threshold`` (or ``entropy_threshold``) and ``exit_k/prediction_threshold``; and
-      ``device_bytes``, what a device holds.
+      ``device_bytes``, what a device holds;
+    - where gates are asked: ``saving``, the share of the plain backbone's MACs that the way to the last exit is
+      spared, gates included and no early head computed, ``energy_saving``, the same of energy, ``skip_ratio``, the
+      share of the blocks that are skipped, ``closed_ratio``, the share of the channels that are closed in those that
+      run; in the test ``block_i/skip_ratio`` and ``block_i/closed_ratio`` too, i from 1. ``exit_k/macs`` is then an
+      average.
 
     Args:
         confidence_threshold: λ, from 0 to 1, the same for every early exit.
@@ -42,7 +50,7 @@ class ExitMetrics(pl.Callback):
         ValueError: a threshold outside 0 to 1.
     """
 
-    def __init__(self, confidence_threshold: float = 0.95, chip: Chip | None = None):
+    def __init__(self, confidence_threshold: float = 0.95, chip: EnergyModel | None = None):
         if not 0 <= confidence_threshold <= 1:
             raise ValueError(f"Expected confidence_threshold from 0 to 1, got {confidence_threshold}.")
         self.policy: Policy = Confidence(confidence_threshold)
@@ -74,7 +82,8 @@ class ExitMetrics(pl.Callback):
         labels = outputs["labels"].cpu()
         logits = torch.stack([z.float().cpu() for z in outputs["logits"]])
         predictions = outputs["scores"].T.float().cpu() if "scores" in outputs else None
-        trace = assembled(logits, labels, self.costs, predictions)
+        decisions = as_decided(outputs["decisions"]) if "decisions" in outputs else None
+        trace = assembled(logits, labels, self.costs, predictions, decisions=decisions)
         try:
             outcome = replay(self.policy, trace)
         except ValueError as error:
@@ -82,17 +91,39 @@ class ExitMetrics(pl.Callback):
         values = {kind: outcome.cost(trace, kind) for kind in kinds(self.costs)}
         values |= {f"exit_{k}/fraction": outcome.prediction.exit == k for k in range(1, len(logits) + 1)}
         values["acc"] = outcome.prediction.label == labels
+        values |= {} if decisions is None else self._of_gates(trace)
         for name, value in values.items():
-            self.metrics[name].update(value)
+            self.metrics.setdefault(name, _Mean(outputs["labels"].device)).update(value)
         for k, z in enumerate(outputs["logits"], start=1):
             self.metrics[f"exit_{k}/acc"].update(z.float(), outputs["labels"])
 
+    def _of_gates(self, trace: Trace) -> dict[str, Tensor]:
+        """What is averaged of images under gates."""
+        assert trace.decisions is not None
+        runs, channels = trace.decisions
+        whole = torch.tensor(gated_channels(trace.costs["macs"]))[:, None]
+        names = {"saving": "macs", "energy_saving": "energy_uj"}
+        values = {name: savings(trace, kind) for name, kind in names.items() if kind in trace.costs}
+        values["skip_ratio"] = 1 - runs.double().mean(0)
+        # of images, blocks and channels alike: what is closed, and what ran
+        values["closed"] = ((whole - channels) * runs).sum(0)
+        values["ran"] = (whole * runs).sum(0)
+        for i, (ran, open, all_open) in enumerate(zip(runs, channels, whole.flatten().tolist(), strict=True), start=1):
+            values[f"block_{i}/skip_ratio"] = 1 - ran
+            values |= {f"block_{i}/closed": (all_open - open) * ran, f"block_{i}/ran": all_open * ran}
+        for convention in trace.costs:
+            for k, paid in enumerate(trace.paid(convention), start=1):
+                values[f"exit_{k}/{convention}"] = paid
+        return values
+
     def _log(self, pl_module: pl.LightningModule, split: str) -> None:
-        values = {name: metric.compute() for name, metric in self.metrics.items()}
+        # those of gates are there since an earlier phase perhaps, and not asked in this one
+        counted = {name: m for name, m in self.metrics.items() if not isinstance(m, _Mean) or m.count > 0}
+        values = _with_closed_ratios({name: metric.compute() for name, metric in counted.items()}, split)
         for convention, costs in self.costs.items():
             values[f"server_{convention}"] = values[convention] - values[f"device_{convention}"]
             if split == "test":
-                values |= self._of_exits(convention, costs)
+                values |= self._of_exits(convention, costs, values)
         if split == "test":
             values |= {**self._thresholds(), "device_bytes": self._number(self.device_bytes)}
         shown = ("acc", f"exit_{len(self.costs['macs'].heads)}/acc")
@@ -101,11 +132,12 @@ class ExitMetrics(pl.Callback):
         for metric in self.metrics.values():
             metric.reset()
 
-    def _of_exits(self, convention: str, costs: NetworkCosts) -> dict[str, Tensor]:
+    def _of_exits(self, convention: str, costs: NetworkCosts, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         exits = len(costs.heads)
+        leaving = [float(values.get(f"exit_{k}/{convention}", cost)) for k, cost in enumerate(costs.leaving, start=1)]
         found: dict[str, Tensor] = {}
-        for k, cost in enumerate(costs.leaving, start=1):
-            server = costs.server if k == exits else 0
+        for k, cost in enumerate(leaving, start=1):
+            server = cost - leaving[-2] if k == exits > 1 else 0
             parts = {convention: cost, f"device_{convention}": cost - server, f"server_{convention}": server}
             found |= {f"exit_{k}/{name}": self._number(part) for name, part in parts.items()}
         return found
@@ -139,6 +171,22 @@ class ExitMetrics(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._log(pl_module, "test")
+
+
+def _with_closed_ratios(values: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:
+    """Shares of closed channels from their counts; in validation nothing of single blocks and exits' costs."""
+    found: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if name.endswith("ran"):
+            room = name.removesuffix("ran")
+            if value > 0:
+                found[f"{room}closed_ratio"] = values[f"{room}closed"] / value
+        elif not name.endswith("closed"):
+            found[name] = value
+    if split == "test":
+        return found
+    kept = re.compile(r"exit_\d+/(acc|fraction)|[^/]+")
+    return {name: value for name, value in found.items() if kept.fullmatch(name)}
 
 
 def _exact(device: torch.device) -> torch.dtype:

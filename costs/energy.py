@@ -81,7 +81,9 @@ class Chip:
 class EnergyModel(Protocol):
     """What a chip spends: ``Chip``, or ``costs.hierarchy.Hierarchy``. It is linear in a layer's sizes."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the technology."""
 
     def layer(
         self, macs: int, weights: int, inputs: int, outputs: int, weight_bits: int = FULL, act_bits: int = FULL
@@ -115,7 +117,8 @@ def layer_sizes(module: nn.Module, image: Tensor) -> dict[str, LayerSize]:
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         size = _size(layer, inputs[0].numel(), output[0] if isinstance(output, tuple) else output)
         if name in found:
-            size = LayerSize(*map(sum, zip(found[name][:4], size[:4], strict=True)), *size[4:])
+            macs, weights, into, out = map(sum, zip(found[name][:4], size[:4], strict=True))
+            size = LayerSize(macs, weights, into, out, *size[4:])
         found[name] = size
 
     for name, part in module.named_modules():

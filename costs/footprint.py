@@ -10,7 +10,8 @@ def device_bytes(network: EarlyExitNetwork, blocks: int | None = None) -> int:
     """Bytes of what runs on the device, weights of few bits packed: see ``networks.packing``.
 
     That is all before the cut (the tap of the last early exit), the early exits' heads and the Exit Predictor; without
-    an early exit, the whole network. Counted are weights, biases, scales and BatchNorm's four vectors.
+    an early exit, the whole network; gates where their blocks are. Counted are weights, biases, scales and BatchNorm's
+    four vectors.
 
     Args:
         blocks: how many are on the device, where the cut is somewhere else.
@@ -18,7 +19,11 @@ def device_bytes(network: EarlyExitNetwork, blocks: int | None = None) -> int:
     blocks = network.taps[-1] if blocks is None and network.taps else blocks
     rooms: tuple[str, ...] = ("",)
     if blocks is not None:
-        rooms = ("chain.stem.", *(f"chain.blocks.{i}." for i in range(blocks)), "heads.", "predictor.")
+        own = [f"{room}.{i}." for room in ("chain.blocks", "gating.channel") for i in range(blocks)]
+        shared = [
+            f"gating.{gate}.{part}" for gate in ("layer", "channel") for part in ("projections", "lstm", "decides")
+        ]
+        rooms = ("chain.stem.", *own, *shared, "heads.", "predictor.")
     return sum(
         value.nbytes
         for name, value in packed_state(network).items()

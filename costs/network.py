@@ -130,9 +130,7 @@ def network_costs(network: EarlyExitNetwork, convention: Counted = "macs") -> Ne
     return NetworkCosts(convention, counts["chain.stem"], blocks, heads, network.taps, predictor, gates)
 
 
-def gates_counts(
-    network: EarlyExitNetwork, counts: Mapping[str, int], convention: Counted
-) -> tuple[BlockGates, ...]:
+def gates_counts(network: EarlyExitNetwork, counts: Mapping[str, int], convention: Counted) -> tuple[BlockGates, ...]:
     """What the gates of each block cost and decide on; empty without gates.
 
     Args:

@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 
-from costs.energy import Chip
+from costs.energy import Chip, EnergyModel
+from costs.hierarchy import Hierarchy
 from costs.network import network_costs
 from evaluation.cost_axes import COSTS, Cost
 from evaluation.on_device import Settings
@@ -60,18 +61,24 @@ def build_settings(cfg: DictConfig) -> Settings:
     return Settings(list(lambdas) if isinstance(lambdas, ListConfig) else lambdas, node.at, node.more)
 
 
-def chip_of(runs: Sequence[TrainedRun], given: DictConfig | None, cost: Cost) -> Chip | None:
+def chip_of(runs: Sequence[TrainedRun], given: DictConfig | None, cost: Cost) -> EnergyModel | None:
     """What energies are of: the runs' chip, with what is given instead; None where nobody says, or not the same.
+
+    Beside runs with gates all runs are counted on the chip of these.
 
     Raises:
         ValueError: energies that cannot be; an energy axis without a chip.
     """
     changes = {str(name): value for name, value in (given or {}).items() if value is not None}
-    stored = [node for run in runs if (node := run.config.get("energy")) is not None]
-    wanted = {field.name for field in fields(Chip)} - {"name"}
+    gated = [run for run in runs if run.network.gating is not None]
+    stored = [node for run in gated or runs if (node := run.config.get("energy")) is not None]
+    kind = Hierarchy if stored and str(stored[0].get("_target_", "")).endswith("Hierarchy") else Chip
+    wanted = {field.name for field in fields(kind)} - {"name"}
+    if unknown := sorted(changes.keys() - wanted):
+        raise ValueError(f"energy.{unknown[0]} is no constant of these runs' energy model, {kind.__name__}.")
     known = [{str(key): node[key] for key in node if key in wanted} | changes for node in stored] or [changes]
     if known[0].keys() == wanted and all(constants == known[0] for constants in known):
-        return Chip(name="as given" if changes or not stored else stored[0].name, **known[0])
+        return kind(name="as given" if changes or not stored else stored[0].name, **known[0])
     if cost.whole.kind == "energy_uj" or changes:
         found = "several" if known[0].keys() == wanted else ", ".join(sorted(known[0])) or "none"
         keys = ", ".join(f"energy.{name}" for name in sorted(wanted))

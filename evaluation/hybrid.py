@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from costs.energy import Chip, network_energy
+from costs.energy import EnergyModel, network_energy
 from costs.footprint import device_bytes
 from evaluation.runs import TrainedRun
 from inference.policies import FixedExit
@@ -89,7 +89,7 @@ class Design:
         return self.full_uj / self.energy_uj
 
 
-def designs(runs: Sequence[TrainedRun], tests: Sequence[Trace], chip: Chip | None) -> list[Design]:
+def designs(runs: Sequence[TrainedRun], tests: Sequence[Trace], chip: EnergyModel | None) -> list[Design]:
     """The designs of runs of ``method=hybrid`` and ``plain``, by backbone, bits and edge; none where no run is hybrid.
 
     Points are those of the runs' own policies; of runs without early exits, the whole network. A run whose few bits do
@@ -132,7 +132,7 @@ def _averaged(group: Sequence[Design]) -> Design:
     return replace(first, **mean, shares=shares, seeds=len(group))
 
 
-def _design(run: TrainedRun, test: Trace, chip: Chip) -> Design:
+def _design(run: TrainedRun, test: Trace, chip: EnergyModel) -> Design:
     config, network = run.config, run.network
     outcome = replay(run.point or run.fixed or FixedExit(test.num_exits), test)
     left = [(outcome.prediction.exit == k).double().mean().item() for k in range(1, test.num_exits)]
@@ -181,7 +181,7 @@ def _energies(test: Trace, outcome: Outcome, blocks: int) -> tuple[float, float]
     return edge, total - edge
 
 
-def _in_full_precision(run: TrainedRun, chip: Chip) -> float:
+def _in_full_precision(run: TrainedRun, chip: EnergyModel) -> float:
     chain = run.network.chain
     plain: Chain = built(run.config.backbone, num_classes=chain.num_classes, input_shape=chain.input_shape)
     return network_energy(EarlyExitNetwork(plain), chip).backbone

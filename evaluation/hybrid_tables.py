@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from costs.energy import Chip
+from costs.energy import EnergyModel
 from evaluation import report
 from evaluation.hybrid import Design, against_exit
 
@@ -69,10 +69,10 @@ def published(design: Design) -> int:
     return int(found[1]) if found and design.backbone == "resnet32" else 0
 
 
-def markdown(designs: Sequence[Design], title: str, chip: Chip) -> str:
+def markdown(designs: Sequence[Design], title: str, chip: EnergyModel) -> str:
     """``hybrid.md``: all designs, then tables II, III and IV of the paper as far as there are designs for them."""
     energies = ", ".join(f"{name} {value:g}" for name, value in vars(chip).items() if name != "name")
-    text = f"Energies are mJ for 10,000 images. Chip {chip.name}, pJ: {energies}."
+    text = f"Energies are mJ for 10,000 images. EnergyModel {chip.name}, pJ: {energies}."
     parts = [f"# {title}\n\n{text}\n", _section("Designs", rows(designs))]
     for name, content in (
         ("Table II: separate and joint optimization", table_ii(designs)),
@@ -201,7 +201,7 @@ def _times(factor: float) -> str:
     return "" if math.isnan(factor) else f"{factor:.2f} ×"
 
 
-def write(designs: Sequence[Design], title: str, chip: Chip, folder: Path) -> list[Path]:
+def write(designs: Sequence[Design], title: str, chip: EnergyModel, folder: Path) -> list[Path]:
     """``hybrid.csv`` and ``hybrid.md``; gives the files."""
     report.write(folder, "hybrid.csv", frame(designs).to_csv(index=False, lineterminator="\n"))
     report.write(folder, "hybrid.md", markdown(designs, title, chip))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from costs.network import NetworkCosts
 from networks.chain import Gates
 from networks.exits import EarlyExitNetwork
-from networks.gates import RUNS, Decisions, GatePass, Gating, RecurrentGate
+from networks.gates import RUNS, Decisions, GatePass, RecurrentGate
 from networks.quantization import QuanConv
 from networks.skipping import Skippable
 
@@ -53,21 +54,18 @@ class GatedFeatures:
         start, self.at = self.at, end
         x = self.feature
         if len(x) == 1:
-            self.feature, macs = self._alone(start, end, x)
-            return torch.full((1,), macs, dtype=torch.int64, device=x.device)
+            self.feature, spent = self._alone(start, end, x)
+            return torch.full((1,), spent, dtype=torch.int64, device=x.device)
         if len(x) <= piece or x.device.type != "cpu":
             self.feature, macs = self._together(start, end, x, self.gates)
             return macs
-        features, costs, parts, first = [], [], [], 0
-        for part in x.tensor_split(-(-len(x) // piece)):
-            gates = self.gates.part(slice(first, first + len(part)))
-            feature, cost = self._together(start, end, part, gates)
-            first += len(part)
-            for found, one in zip((features, costs, parts), (feature, cost, gates), strict=True):
-                found.append(one)  # type: ignore[arg-type]
-        self.feature = torch.cat(features)
-        self.gates.rejoin(parts)
-        return torch.cat(costs)
+        pieces = x.tensor_split(-(-len(x) // piece))
+        ends = list(accumulate(map(len, pieces), initial=0))
+        gates = [self.gates.part(slice(*span)) for span in pairwise(ends)]
+        found = [self._together(start, end, part, own) for part, own in zip(pieces, gates, strict=True)]
+        self.gates.rejoin(gates)
+        self.feature, macs = map(torch.cat, zip(*found, strict=True))
+        return macs
 
     def _alone(self, start: int, end: int, x: Tensor) -> tuple[Tensor, int]:
         macs: Any = 0

@@ -21,7 +21,8 @@ MakeOptimizer = Callable[..., Optimizer]
 class Classifier(pl.LightningModule):
     """Trains a part of a network with early exits. A subclass defines ``loss`` and, if not all, ``trained``.
 
-    What is not trained keeps its weights and its BatchNorm statistics.
+    What is not trained keeps its weights and its BatchNorm statistics. Gates are asked where ``asks_gates``; otherwise
+    every block runs whole, in validation and test as well.
 
     Args:
         network: shared by all phases of a run.
@@ -30,6 +31,8 @@ class Classifier(pl.LightningModule):
             optimizer's rates); None for a constant rate.
         interval: ``step`` or ``epoch``, what the scheduler counts.
     """
+
+    asks_gates = False
 
     def __init__(
         self,
@@ -51,15 +54,19 @@ class Classifier(pl.LightningModule):
         """The parts this phase trains: by default the backbone and the heads."""
         return [self.network.chain, self.network.heads]
 
-    def logits(self, images: Tensor) -> list[Tensor]:
+    def logits(self, images: Tensor) -> Any:
         """What the loss needs in training: by default the logits of every exit."""
-        return self.network(images)
+        return self._whole(images)
+
+    def _whole(self, images: Tensor) -> list[Tensor]:
+        # the network's own call is what torch.compile takes
+        return self.network(images) if self.network.gating is None else self.network.ungated(images)
 
     def targets(self, batch: Batch) -> Tensor:
         """What the loss compares them with: by default the labels (N,)."""
         return batch[1]
 
-    def loss(self, logits: list[Tensor], targets: Tensor) -> Tensor:
+    def loss(self, logits: Any, targets: Tensor) -> Tensor:
         """The objective for the logits (N, C) of the exits and labels (N,)."""
         raise NotImplementedError
 
@@ -88,7 +95,11 @@ class Classifier(pl.LightningModule):
 
     def _evaluated(self, batch: Batch) -> dict[str, Any]:
         images, labels = batch[:2]
-        known = {"logits": self.network(images), "labels": labels}
+        known: dict[str, Any] = {"labels": labels}
+        if self.asks_gates and self.network.gating is not None:
+            known["logits"], known["decisions"], _ = self.network.gated(images)
+        else:
+            known["logits"] = self._whole(images)
         return known if self.network.predictor is None else known | {"scores": self.network.predictor.scores(images)}
 
     def fresh_optimizer(self) -> Optimizer:
@@ -112,6 +123,8 @@ class Classifier(pl.LightningModule):
 
 class Frozen(Classifier):
     """Trains nothing: for validation and test alone."""
+
+    asks_gates = True
 
     def __init__(self, network: EarlyExitNetwork):
         super().__init__(network, make_optimizer=torch.optim.SGD)

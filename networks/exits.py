@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from networks.chain import Chain
 from networks.exit_predictor import ExitPredictor
-from networks.gates import Decisions, Gating, Multiplied
+from networks.gates import Decisions, GatePass, Gating, Multiplied
 from networks.heads import Head, Tap, build_head
 
 # (blocks in each stage, MACs from the image up to each tap from 1 on, convolutions of each block that can be quantized)
@@ -186,6 +187,23 @@ class EarlyExitNetwork(nn.Module):
             if i + 1 in exits:
                 logits.append(exits[i + 1](x))
         return Gated([*logits, self.chain.head(x)], way.decisions, way.scores)
+
+    def gate_scores(self, x: Tensor) -> list[Tensor]:
+        """Images (N, C, H, W) to all gates before the sigmoid, each (N, …), at blocks that all run whole.
+
+        No gradient reaches the backbone.
+        """
+        assert self.gating is not None
+        with torch.no_grad():
+            x = self.chain.run(x, stop=0)
+        gates, scores = GatePass(self.gating, len(x), x), []
+        blocks: Any = self.chain.blocks
+        for i, block in enumerate(blocks):
+            with torch.no_grad():
+                entered = block.enter(x)
+                x = block.gated(entered)
+            scores += gates.scores(i, entered, block.gate_channels)
+        return scores
 
     def ungated(self, x: Tensor) -> list[Tensor]:
         """The same with every block run whole."""

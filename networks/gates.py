@@ -23,6 +23,9 @@ STATES = ("layer_state", "channel_state")
 RUNS = 0.0  # a gate runs from there on, before the sigmoid; after it, from one half
 
 
+State = tuple[Tensor, Tensor]  # of an LSTM: hidden state and cell, (n, hidden) each
+
+
 class Decisions(NamedTuple):
     """What the gates decided of n images in B blocks.
 
@@ -53,28 +56,31 @@ class RecurrentGate(nn.Module):
 
     def folded(self) -> dict[int, tuple[Tensor, Tensor]]:
         """For each width, input weights (4·hidden, width) and bias of the LSTM with the 1x1 convolution in them."""
-        inner = self.lstm.weight_ih_l0
+        lstm: Any = self.lstm
+        inner = lstm.weight_ih_l0
+        convs: Any = self.projections.items()
         return {
-            int(width): (inner @ conv.weight.flatten(1), torch.addmv(self.lstm.bias_ih_l0, inner, conv.bias))
-            for width, conv in self.projections.items()
+            int(width): (inner @ conv.weight.flatten(1), torch.addmv(lstm.bias_ih_l0, inner, conv.bias))
+            for width, conv in convs
         }
 
     def folded_macs(self, width: int, outputs: int) -> int:
         """What one step takes with the 1x1 convolution folded in; layer by layer it is fewer."""
         return 4 * self.hidden * (width + self.hidden) + self.hidden * outputs
 
-    def start(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, count: int, like: Tensor) -> State:
         """State (count, hidden) and cell before the first block."""
         state = torch.zeros(count, self.hidden, device=like.device)
         return state, state
 
     def step(
-        self, x: Tensor, outputs: int, state: tuple[Tensor, Tensor], folded: Mapping[int, tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self, x: Tensor, outputs: int, state: State, folded: Mapping[int, tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, State]:
         """A feature (n, c, h, w) to decisions (n, outputs) before the sigmoid, and the next state."""
         weight, bias = folded[x.shape[1]]
         pooled = x.mean((2, 3), dtype=torch.float32)
-        state = torch.lstm_cell(pooled, state, weight, self.lstm.weight_hh_l0, bias, self.lstm.bias_hh_l0)
+        lstm: Any = self.lstm
+        state = torch.lstm_cell(pooled, state, weight, lstm.weight_hh_l0, bias, lstm.bias_hh_l0)
         return self.decides[str(outputs)](state[0]), state
 
 
@@ -151,7 +157,8 @@ class GatePass:
 
     def __init__(self, gating: Gating, count: int, like: Tensor):
         self.gating = gating
-        self.layer_state = self.channel_state = None
+        self.layer_state: State | None = None
+        self.channel_state: State | None = None
         with _in_full_precision(like):
             if gating.layer is not None:
                 self.layer_state, self.layer_folded = gating.layer.start(count, like), gating.layer.folded()
@@ -185,15 +192,19 @@ class GatePass:
             state = before if rows is None else (before[0][rows], before[1][rows])
             scores, after = gate.step(entered, outputs, state, self.channel_folded)
             if rows is not None:
-                after = tuple(old.index_copy(0, rows, new) for old, new in zip(before, after, strict=True))
+                after = (before[0].index_copy(0, rows, after[0]), before[1].index_copy(0, rows, after[1]))
             self.channel_state = after
         return scores
 
-    def stay(self, runs: Tensor, before: tuple[Tensor, Tensor] | None) -> None:
+    def scores(self, i: int, entered: Tensor, outputs: int) -> list[Tensor]:
+        """Both gates of block ``i`` before the sigmoid, those that there are."""
+        return [score for score in (self.layer(entered), self.channels(i, entered, outputs)) if score is not None]
+
+    def stay(self, runs: Tensor, before: State | None) -> None:
         """Gives the images that skipped a block the channel gate's state from before it."""
         if before is not None and self.channel_state is not None:
-            pairs = zip(before, self.channel_state, strict=True)
-            self.channel_state = tuple(torch.where(runs[:, None] > 0, new, old) for old, new in pairs)
+            ran, (state, cell) = runs[:, None] > 0, self.channel_state
+            self.channel_state = torch.where(ran, state, before[0]), torch.where(ran, cell, before[1])
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these images alone."""

@@ -143,7 +143,6 @@ def _narrow_conv(conv: nn.Conv2d, x: Tensor, wanted: Tensor | None, some: Tensor
 
 
 def _narrow_norm(norm: nn.BatchNorm2d, x: Tensor, some: Tensor) -> Tensor:
-    assert norm.running_mean is not None and norm.running_var is not None
-    columns = torch.stack([norm.running_mean, norm.running_var, norm.weight, norm.bias]).index_select(1, some)
-    mean, var, weight, bias = columns.unbind(0)
+    vectors: Any = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    mean, var, weight, bias = torch.stack(vectors).index_select(1, some).unbind(0)
     return F.batch_norm(x, mean, var, weight, bias, eps=norm.eps)

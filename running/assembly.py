@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from costs.network import tap_macs
 from datamodules.image_data import ImageData
+from inference.budget import Budget
 from inference.policies import Policy
 from inference.thresholds import Confidence
 from lightning_modules.classifier import Classifier
@@ -22,6 +23,7 @@ from networks.edge import edge_blocks, quantizable, quantized
 from networks.exits import EarlyExitNetwork, with_exits
 from networks.pruning import pruned
 from networks.quantization import FULL, quantized_convs
+from running.earlier_run import given_by_run
 from running.hardware import pick_precision
 from running.phases import Choosing, Phase, Training
 
@@ -97,6 +99,7 @@ def in_memory_format(cfg: DictConfig, network: EarlyExitNetwork) -> None:
     if cfg.compile:
         network.compile()
         network.chain.compile()
+        network.gated = torch.compile(network.gated)  # type: ignore[method-assign]
 
 
 def build_callbacks(nodes: DictConfig | None) -> list[Any]:
@@ -115,16 +118,18 @@ def record(cfg: DictConfig, data: ImageData) -> None:
 
 
 def build_network(cfg: DictConfig, num_classes: int, input_shape: tuple[int, int, int]) -> EarlyExitNetwork:
-    """The backbone with its exits and predictor, in the numerical precision asked for; nothing is pruned yet.
+    """The backbone with its exits, predictor and gates, in the numerical precision asked for; nothing is pruned yet.
 
     Raises:
-        ValueError: a geometry, an exit place, a predictor or a precision that cannot be.
+        ValueError: a geometry, an exit place, a predictor, gates or a precision that cannot be.
     """
     chain: Chain = built(cfg.backbone, num_classes=num_classes, input_shape=input_shape)
     places, head = built(cfg.method.exits), built(cfg.method.heads)
     taps = places(chain.stage_lengths, tap_macs(chain), quantizable(chain))
     predictor = built(node) if (node := OmegaConf.select(cfg, "method.predictor")) else None
-    return with_exits(_in_few_bits(cfg, chain, taps), taps, head, predictor)
+    chain = _in_few_bits(cfg, chain, taps)
+    gates = built(node, chain=chain) if (node := OmegaConf.select(cfg, "method.gates")) else None
+    return with_exits(chain, taps, head, predictor, gates)
 
 
 def _in_few_bits(cfg: DictConfig, chain: Chain, taps: Sequence[int]) -> Chain:
@@ -161,14 +166,16 @@ def shaped(cfg: DictConfig, network: EarlyExitNetwork) -> EarlyExitNetwork:
 
 
 def build_policy(cfg: DictConfig, num_classes: int) -> Policy:
-    """What a run begins with: the method's own policy, or one confidence threshold.
+    """What a run begins with: the method's own policy, or one confidence threshold, within a budget if it has one.
 
     Raises:
         ValueError: thresholds that cannot be.
     """
     if (node := OmegaConf.select(cfg, "method.policy")) is not None:
         return built(node)(num_classes)
-    return Confidence(cfg.callbacks.exit_metrics.confidence_threshold)
+    policy = Confidence(cfg.callbacks.exit_metrics.confidence_threshold)
+    budget = OmegaConf.select(cfg, "method.budget")
+    return policy if budget is None else Budget(budget, policy)
 
 
 def build_data(cfg: DictConfig) -> ImageData:
@@ -179,14 +186,15 @@ def build_data(cfg: DictConfig) -> ImageData:
 def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
     """The method's phases in order; one marked ``each_exit`` becomes one phase an early exit.
 
-    One marked ``gives_run`` is left out where ``method.from_run`` has its result; so is one of no epoch, if it is
-    marked ``optional``, and what an experiment says of another method's phases.
+    One marked ``gives_run`` is left out where ``method.from_run`` has its result, and one marked ``gives_gates`` where
+    that run has such gates too; so is one of no epoch, if it is marked ``optional``, and what an experiment says of
+    another method's phases.
 
     Raises:
         ValueError: a length of no epoch, or no phase at all.
     """
     phases: list[Phase] = []
-    from_run = OmegaConf.select(cfg, "method.from_run")
+    given = given_by_run(cfg)
     nodes = {str(n): node for n, node in cfg.method.phases.items() if node and {"objective", "choice"} & node.keys()}
     idle = [name for name, node in nodes.items() if node.get("each_exit") and network.num_exits == 1]
     # phases of single exits leave their share to the others where there is no early exit
@@ -194,7 +202,7 @@ def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
     for name, node in nodes.items():
         if "choice" in node:
             phases.append(Choosing(name, built(node.choice)))
-        elif not (node.get("gives_run") and from_run) and not (node.get("optional") and node.epochs == 0):
+        elif not any(node.get(mark) for mark in given) and not (node.get("optional") and node.epochs == 0):
             phases += _trainings(cfg, name, node, network, left)
     if not nodes:
         raise ValueError("Expected at least one phase in method.phases, got none.")

@@ -16,6 +16,7 @@ from storage.weights import NAME, read_weights, start_from
 log = logging.getLogger(__name__)
 
 SAME = ("backbone", "method.exits", "method.heads", "precision", "dataset")
+SAME_BASE = ("backbone", "precision", "dataset")  # of a method with gates, whose exits come last
 # a data set may be somewhere else, and be read or augmented otherwise; with another split of it thresholds would be
 # chosen on images that the network was trained on
 APART = ("weights", "root", "cache_dir", "num_workers", "batch_size", "eval_batch_size", "in_memory", "memory_limit",
@@ -41,8 +42,12 @@ def load_weights(cfg: DictConfig, network: EarlyExitNetwork, run_dir: RunDirecto
         raise ValueError(f"Expected weights to be a file or a run directory, got {source}.")
     weights = unpacked_state(network, read_weights(source))
     if earlier is not None:  # a predictor of its own is not gone on with
-        weights = {name: value for name, value in weights.items() if not name.startswith("predictor.")}
-    if fresh := start_from(network, weights, str(source)):
+        parts: tuple[str, ...] = ("chain.", "heads.")
+        if network.gating is not None:
+            parts = ("chain.", "gating.") if "gives_gates" in given_by_run(cfg) else ("chain.",)
+        weights = {name: value for name, value in weights.items() if name.startswith(parts)}
+    fresh = start_from(network, weights, str(source))
+    if fresh and network.gating is None:
         log.info("%s has no weights for %d tensors, which start untrained: %s, ...", source, len(fresh), fresh[0])
 
 
@@ -57,7 +62,7 @@ def require_same(cfg: DictConfig, earlier: Any) -> None:
         raise ValueError(f"Expected method.from_run to be the directory of a finished run, got {earlier}.")
     stored = RunDirectory(folder).stored_config()
     differing = []
-    for key in SAME:
+    for key in SAME_BASE if gates_of(cfg) else SAME:
         theirs, ours = (_flat(OmegaConf.select(config, key), key) for config in (stored, cfg))
         differing += [
             f"{name}={theirs.get(name)}"
@@ -71,6 +76,23 @@ def require_same(cfg: DictConfig, earlier: Any) -> None:
             f"method.from_run={earlier} is a run of another network or data set; it has {', '.join(differing[:4])}: "
             "choose the same."
         )
+
+
+def given_by_run(cfg: DictConfig) -> set[str]:
+    """Marks of the phases whose result ``method.from_run`` has: ``gives_run``, and with such gates ``gives_gates``."""
+    earlier, gates = OmegaConf.select(cfg, "method.from_run"), gates_of(cfg)
+    if earlier is None:
+        return set()
+    folder = Path(str(earlier)).expanduser()
+    there = gates and (folder / "config.yaml").is_file()
+    theirs = gates_of(RunDirectory(folder).stored_config()) if there else None
+    return {"gives_run", "gives_gates"} if theirs and theirs == gates else {"gives_run"}
+
+
+def gates_of(cfg: DictConfig) -> DictConfig | None:
+    """The node of the gates, None where the method has none."""
+    node = OmegaConf.select(cfg, "method.gates")
+    return node if node is not None and (node.get("layer") or node.get("channel")) else None
 
 
 def _flat(node: Any, key: str) -> dict[str, Any]:

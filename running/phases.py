@@ -81,6 +81,10 @@ def check(
         raise ValueError(
             "No phase of the method trains the Exit Predictor; choose method=exit_predictor or method/predictor=null."
         )
+    if network.gating is not None and not all(id(p) in trained for p in network.gating.parameters()):
+        raise ValueError(
+            "No phase of the method trains the gates; choose method=ddi, iadi or skipnet, or method/gates=none."
+        )
     return _check_trainer(options)
 
 

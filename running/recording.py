@@ -10,7 +10,7 @@ from torch import Tensor
 
 from costs.network import network_counts
 from datamodules.image_data import ImageData
-from inference.trace import Trace, assembled
+from inference.trace import Trace, as_decided, assembled, joined
 from lightning_modules.classifier import Frozen
 from networks.exits import EarlyExitNetwork
 
@@ -26,7 +26,8 @@ class Outputs(pl.Callback):
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:  # type: ignore[no-untyped-def]
         logits = torch.stack([z.float() for z in outputs["logits"]])
         known = {"logits": logits, "labels": outputs["labels"], "scores": outputs.get("scores")}
-        self.batches.append({name: None if value is None else value.cpu() for name, value in known.items()})
+        kept: dict[str, Any] = {name: None if value is None else value.cpu() for name, value in known.items()}
+        self.batches.append(kept | {"decisions": [as_decided(d) for d in [outputs.get("decisions")] if d is not None]})
 
 
 def record_validation(network: EarlyExitNetwork, data: ImageData, trainer: pl.Trainer, seen: Outputs) -> Trace:
@@ -42,7 +43,8 @@ def record_validation(network: EarlyExitNetwork, data: ImageData, trainer: pl.Tr
         scores = torch.cat([batch["scores"] for batch in batches]).T.contiguous()
     costs = network_counts(network)
     logits: Tensor = torch.cat([batch["logits"] for batch in batches], 1)
-    return assembled(logits, torch.cat([batch["labels"] for batch in batches]), costs, scores)
+    decisions = joined([decided for batch in batches for decided in batch["decisions"]])
+    return assembled(logits, torch.cat([batch["labels"] for batch in batches]), costs, scores, decisions=decisions)
 
 
 def _of_all_processes(batches: Batches) -> Batches:
