@@ -38,9 +38,9 @@ class CostTable(pl.Callback):
 def cost_table(network: EarlyExitNetwork, max_rows: int = 60, chip: EnergyModel | None = None) -> Table:
     """The table of a network.
 
-    Of a block: its MACs, and the backbone's up to there. Of an exit: the MACs of its head, those of an image that
-    leaves there, all heads on its way included, the latter in ptflops and, with a chip, in µJ. A line marks the cut:
-    what is above it runs on the device.
+    Of a block: its MACs, those of its gates if it has any, and the backbone's up to there, nothing skipped. Of an exit:
+    the MACs of its head, those of an image that leaves there, all heads on its way included, the latter in ptflops and,
+    with a chip, in µJ. A line marks the cut: what is above it runs on the device.
     """
     costs, ptflops = network_costs(network, "macs"), network_costs(network, "ptflops")
     energy = [] if chip is None else [f"{uj:.1f}" for uj in network_energy(network, chip).leaving]
@@ -51,24 +51,29 @@ def cost_table(network: EarlyExitNetwork, max_rows: int = 60, chip: EnergyModel 
         pad_edge=False,
         collapse_padding=True,
     )
-    for name in (*COLUMNS, *["µJ"] * bool(energy)):
+    gated = ["gates"] * bool(costs.gates)
+    for name in (*COLUMNS[:4], *gated, *COLUMNS[4:], *["µJ"] * bool(energy)):
         table.add_column(name, justify="left" if name in ("block", "shape") else "right", no_wrap=True)
     shapes = network.chain.tap_shapes()
     exits = {tap: k for k, tap in enumerate(network.taps)}
-    table.add_row("stem", "", _shape(shapes[0]), *_millions(costs.stem, costs.stem))
+    empty = [""] * len(gated)
+    first = _millions(costs.stem)[0]
+    table.add_row("stem", "", _shape(shapes[0]), first, *empty, first)
     if network.predictor is not None:
         scores, cost = str(network.num_exits - 1), _millions(costs.predictor, ptflops.predictor)
-        table.add_row("predictor", "", scores, cost[0], "", "", "", "", cost[1])
+        table.add_row("predictor", "", scores, cost[0], *empty, "", "", "", "", cost[1])
     for i, macs in enumerate(costs.blocks):
         tap = i + 1
         if len(costs.blocks) > max_rows and tap not in exits:
             continue
         stage = str(network.chain.info[i].stage + 1)
         exit_cells = _exit_cells(exits[tap], costs, ptflops, energy) if tap in exits else []
-        cells = [*_millions(macs, costs.until_tap[tap]), *exit_cells]
+        gates = _millions(*[gate.layer + gate.channel for gate in costs.gates[i : i + 1]])
+        cells = [*_millions(macs), *gates, *_millions(costs.until_tap[tap]), *exit_cells]
         table.add_row(str(tap), stage, _shape(shapes[tap]), *cells, end_section=tap == max(exits, default=0))
     last = _exit_cells(len(network.taps), costs, ptflops, energy)
-    table.add_row("head", "", str(network.chain.num_classes), *_millions(costs.heads[-1], costs.backbone), *last)
+    whole = _millions(costs.heads[-1], costs.backbone)
+    table.add_row("head", "", str(network.chain.num_classes), whole[0], *empty, whole[1], *last)
     return table
 
 

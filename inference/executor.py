@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from costs.network import NetworkCosts, network_costs
 from inference.gated import GatedFeatures
 from inference.policies import Policy
-from inference.travel import Prediction, travel
+from inference.travel import Prediction, answers, travel
 from networks.chain import Shape
 from networks.exits import EarlyExitNetwork
 
@@ -69,6 +69,33 @@ class Executor:
         prediction = travel(self.policy, way, self.costs, len(images), images.device)
         self._beyond = way.beyond, prediction.macs
         return prediction
+
+    def anytime(self, images: Tensor) -> Iterator[Prediction]:
+        """Answers that get better while one pass goes on: what every exit says of all images, exit by exit.
+
+        Whoever takes them may stop at any of them; what follows is not computed. The policy is not asked. ``macs`` are
+        those of all exits so far.
+
+        Raises:
+            ValueError: an exit's logits are not numbers.
+        """
+        way = NetworkWay(self, images)
+        spent = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        device = spent
+        for k in range(1, self.network.num_exits + 1):
+            with torch.inference_mode():
+                spent = spent + way.advance(k)
+                logits, cost = way.head(k, None)
+                spent = spent + int(cost)
+                device = spent if k < self.network.num_exits or k == 1 else device
+                label, confidence = answers(logits)
+                if not confidence.isfinite().all():
+                    raise ValueError(
+                        f"Expected numbers from exit {k}, got NaN; were these weights trained to their end?"
+                    )
+                self._beyond = way.beyond, spent
+                exit = torch.full_like(label, k)
+            yield Prediction(label, confidence, exit, spent, device)
 
     @property
     def executed_macs(self) -> float:

@@ -36,7 +36,7 @@ class GatedFeatures:
         assert network.gating is not None
         self.blocks: Any = network.chain.blocks
         self.gating, self.costs, self.feature = network.gating, costs, feature
-        self.gates = GatePass(network.gating, len(feature), feature)
+        self.gates = network.gating.begin(len(feature), feature)
         self.at = 0
         self.beyond = 0
 

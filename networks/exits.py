@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from networks.chain import Chain
 from networks.exit_predictor import ExitPredictor
-from networks.gates import Decisions, GatePass, Gating, Multiplied
+from networks.gates import Decisions, Gating, Multiplied
 from networks.heads import Head, Tap, build_head
 
 # (blocks in each stage, MACs from the image up to each tap from 1 on, convolutions of each block that can be quantized)
@@ -196,7 +196,7 @@ class EarlyExitNetwork(nn.Module):
         assert self.gating is not None
         with torch.no_grad():
             x = self.chain.run(x, stop=0)
-        gates, scores = GatePass(self.gating, len(x), x), []
+        gates, scores = self.gating.begin(len(x), x), []
         blocks: Any = self.chain.blocks
         for i, block in enumerate(blocks):
             with torch.no_grad():

@@ -140,6 +140,10 @@ class Gating(nn.Module):
             self.channel = nn.ModuleList(map(_conv_gate_for, blocks))
         initialize(self)
 
+    def begin(self, count: int, like: Tensor) -> GatePass:
+        """The gates for so many images, where a tensor is."""
+        return GatePass(self, count, like)
+
 
 class GatePass:
     """The gates on their way along a chain with a batch of images; their state is in the open.
@@ -246,7 +250,7 @@ class Multiplied:
     """
 
     def __init__(self, gating: Gating, x: Tensor):
-        self.gates = GatePass(gating, len(x), x)
+        self.gates = gating.begin(len(x), x)
         self.scores: list[Tensor] = []
         self.runs: list[Tensor] = []
         self.channels: list[Tensor] = []

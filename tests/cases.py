@@ -9,11 +9,18 @@ METHODS: dict[str, list[str]] = {
     "early_exit": ["method=early_exit"],
     "exit_predictor": ["method=exit_predictor", "method.phases.choose.choice.points=100"],
     "hybrid": ["method=hybrid"],
+    "ddi": ["method=ddi"],
+    "iadi": ["method=iadi", "method.target_saving=null"],
+    "skipnet": ["method=skipnet", "method.resource=energy"],
     "early_exit_separate": ["method=early_exit", "method/phases=separate", "method/heads=light"],
 }
 PRECISIONS = ("fp32", "w8a8", "w4a4", "w2a2", "w1a1")
 BACKBONES = ("resnet8", "vgg16_bn", "alexnet", "densenet76")
 SMALL = ["debug=fast", "dataset.batch_size=16", "trainer.accelerator=cpu", "trainer.precision=32-true"]
+
+# methods whose blocks are skipped, and backbones with nothing that remains of a skipped block
+GATED = ("ddi", "iadi", "skipnet")
+WITHOUT_SHORTCUTS = ("vgg16_bn", "alexnet")
 
 # methods that need a finished run of another one to start from
 FROM_RUN: dict[str, str] = {"pruning": "early_exit"}

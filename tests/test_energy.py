@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from costs.energy import Chip, layer_energies, network_energy
+from costs.energy import Chip, layer_sizes, network_energy
 from networks.backbones.resnet import cifar_resnet
 from networks.edge import quantized
 from networks.exit_predictor import separable
@@ -27,6 +27,10 @@ EDGES = {
     24: ((203, 204.8), (278, 278.5), (429, 425.8)),
 }
 CLOUDS = {10: 2624.2, 16: 1901.6, 20: 1385.5, 24: 873.0}  # computed, for an image that gets there
+
+
+def layer_energies(module: nn.Module, image: torch.Tensor, chip: Chip) -> dict[str, float]:
+    return {name: chip.layer(*size) for name, size in layer_sizes(module, image).items()}
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from running.assembly import build_network, build_phases
 from running.command_line import Refused
 from running.hardware import pick_precision
 from running.phases import Training
-from tests.cases import BACKBONES, METHODS, SMALL
+from tests.cases import BACKBONES, GATED, METHODS, SMALL, WITHOUT_SHORTCUTS
 from tests.conftest import ROOT, composed
 
 
@@ -47,7 +47,7 @@ def test_a_method_leaves_a_whole_run_directory(method: str, tmp_path, capsys) ->
     early = {f"test/exit_{k}/{score}_threshold" for k in exits[:-1]} | {"test/device_bytes"}
     assert names | early | {"test/acc", *(f"test/{name}" for name in costs)} <= set(metrics)
     assert sum(metrics[f"test/exit_{k}/fraction"] for k in exits) == pytest.approx(1)
-    phases = {"early_exit_separate": 3, "exit_predictor": 2}
+    phases = {"early_exit_separate": 3, "exit_predictor": 2, "ddi": 4, "iadi": 3, "skipnet": 2}
     assert len(list((tmp_path / "checkpoints").iterdir())) == phases.get(method, 1)
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
     assert tuple(header[:3]) == KEYS
@@ -77,7 +77,11 @@ def test_a_sweep_runs_every_combination(tmp_path) -> None:
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_every_backbone(backbone: str, method: str, tmp_path) -> None:
-    assert 0 <= run(tmp_path, f"backbone={backbone}", *METHODS[method])["test/acc"] <= 1
+    if method in GATED and backbone in WITHOUT_SHORTCUTS:
+        with pytest.raises(Refused, match="have none: choose a resnet or densenet, or method/gates=none"):
+            run(tmp_path, f"backbone={backbone}", *METHODS[method])
+    else:
+        assert 0 <= run(tmp_path, f"backbone={backbone}", *METHODS[method])["test/acc"] <= 1
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -117,6 +121,8 @@ def timeless(folder: Path) -> list[dict[str, str]]:
         ),
         ("early_exit.Joint", 3, METHODS["hybrid"]),  # whose latent weights are in the checkpoint alone
         ("early_exit.OneExit", 2, METHODS["early_exit_separate"]),  # at the start of the last phase
+        # in a second epoch, with a pressure that remembers the first
+        ("skipping.IADI", 3, [*METHODS["ddi"], "method.phases.iadi.epochs=2"]),
         ("exit_predictor.Distillation", 1, METHODS["exit_predictor"]),  # after a phase that chooses
     ],
 )
