@@ -22,6 +22,7 @@ bench: $(READY)
 	$(PY) -W ignore::FutureWarning -m benchmarks.early_exits
 	$(PY) -W ignore::FutureWarning -m benchmarks.exit_predictor
 	$(PY) -W ignore::FutureWarning -m benchmarks.quantization
+	$(PY) -W ignore::FutureWarning -m benchmarks.skipping
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from costs.energy import EnergyModel, network_energy
 from costs.network import network_costs
@@ -21,9 +22,9 @@ Resource = Literal["macs", "energy"]
 class WarmUp(Classifier):
     """The gates alone, to a skip ratio of 0; the backbone and its BatchNorm statistics stay as they are.
 
-    Each gate is pushed open until it is ``margin`` beyond its threshold, and no further: the sigmoid of a gate that
-    is surer than that hardly passes a gradient. Since nothing is to be skipped, gates look at what the whole network
-    computes.
+    Each gate is brought to between one and two ``margin`` beyond its threshold: the sigmoid of a gate that is surer
+    hardly passes a gradient, and what follows could not close it again; gates that were all alike would close all at
+    once. Since nothing is to be skipped, gates look at what the whole network computes.
 
     Args:
         network: with gates.
@@ -53,8 +54,9 @@ class WarmUp(Classifier):
         return self.network.gate_scores(images)
 
     def loss(self, logits: list[Tensor], targets: Tensor) -> Tensor:
-        """What gates lack to the margin, squared: a mean over images and channels, summed over the blocks' gates."""
-        return torch.stack([F.relu(self.margin - scores).square().mean() for scores in logits]).sum()
+        """How far gates are from that range, squared: a mean over images and channels, summed over the gates."""
+        lacks = [F.relu(self.margin - scores) + F.relu(scores - 2 * self.margin) for scores in logits]
+        return torch.stack([lack.square().mean() for lack in lacks]).sum()
 
 
 class IADI(Classifier):
@@ -71,6 +73,10 @@ class IADI(Classifier):
             saving (``lightning_modules.pressure``).
         resource: ``macs`` or ``energy``, what E and the saving are counted in.
         chip: for energy.
+        layer_lr: learning rate of the layer gates as a multiple of the backbone's. One recurrent gate decides for all
+            blocks, and at the full rate all of them close before the backbone can follow.
+        channel_lr: the same of the channel gates. The gradient of each is of a small part of a block; at the backbone's
+            rate they hardly move.
         options: of ``Classifier``.
 
     Raises:
@@ -86,6 +92,8 @@ class IADI(Classifier):
         target_saving: float | None = None,
         resource: Resource = "macs",
         chip: EnergyModel | None = None,
+        layer_lr: float = 0.3,
+        channel_lr: float = 10.0,
         **options: Any,
     ):
         if network.gating is None:
@@ -94,7 +102,10 @@ class IADI(Classifier):
             raise ValueError(f"Expected method.resource to be macs, or energy with an energy model, got {resource}.")
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha >= 0:
             raise ValueError(f"Expected method.alpha to be a number of at least 0, got {alpha}.")
-        self.gating = [network.gating]
+        for name, rate in (("layer_lr", layer_lr), ("channel_lr", channel_lr)):
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
+                raise ValueError(f"Expected {name} of a phase with gates above 0, got {rate}.")
+        self.gating, self.layer_lr, self.channel_lr = [network.gating], layer_lr, channel_lr
         super().__init__(network, **options)
         macs = network_costs(network)
         self.costs = macs if resource == "macs" or chip is None else network_energy(network, chip)
@@ -104,6 +115,18 @@ class IADI(Classifier):
 
     def trained(self) -> list[nn.Module]:
         return [self.network.chain, *self.gating]
+
+    def fresh_optimizer(self) -> Optimizer:
+        gating = self.gating[0]
+        parts: list[nn.Module | None] = [gating.layer, gating.channel]
+        groups = [list(part.parameters()) for part in parts if part is not None]
+        gates = {id(parameter) for group in groups for parameter in group}
+        rest = [p for p in self.network.parameters() if p.requires_grad and id(p) not in gates]
+        optimizer = self.make_optimizer([{"params": group} for group in (rest, *groups)])
+        rates = [rate for rate, part in zip((self.layer_lr, self.channel_lr), parts, strict=True) if part is not None]
+        for group, rate in zip(optimizer.param_groups[1:], rates, strict=True):
+            group["lr"] *= rate
+        return optimizer
 
     def logits(self, images: Tensor) -> Gated:
         return self.network.gated(images)
