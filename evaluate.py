@@ -96,9 +96,10 @@ def leave(
     cfg: DictConfig,
 ) -> None:
     """Measures times where they are asked for, writes curve, table, summary and figures, and sends them to W&B."""
-    from evaluation import hybrid_tables, on_device_tables, on_device_times, report, tables
+    from evaluation import hybrid_tables, on_device_tables, on_device_times, report, skipping_tables, tables
     from evaluation.latency import measured
     from evaluation.pictures import draw, pictures
+    from evaluation.skipping import skippings
     from evaluation.upload import upload
 
     times = {}
@@ -119,7 +120,10 @@ def leave(
     if designs and chip is not None:
         written += hybrid_tables.write(designs, tables.tested_on(results), chip, folder)
         summary["hybrid"] = hybrid_tables.rows(designs)
-    drawn = draw(pictures(results, comparison, plan, times, designs), folder)
+    if any(result.gated for result in results):
+        written += skipping_tables.write(results, tables.tested_on(results), folder)
+        summary["skipping"] = skipping_tables.rows(skippings(results))
+    drawn = draw(pictures(results, comparison, plan, times, designs, images), folder)
     report.write_summary(folder, summary, [*written, *drawn])
     if cfg.wandb:
         upload(results, plan, [path for path in drawn if path.suffix == ".png"], folder)

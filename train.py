@@ -118,7 +118,7 @@ def carry_out(run: Run, cfg: DictConfig, run_dir: RunDirectory) -> dict[str, flo
             metrics = course.run(run.phases)
             if is_first():
                 run_dir.write_network(packed_state(run.network))
-                write_figures(metrics, folder, cfg)
+                write_figures(metrics, folder, cfg, run.network.chain.stage_lengths)
             outcome.metrics = metrics
         if is_first():
             run_dir.write_metrics(metrics)

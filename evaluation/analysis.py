@@ -20,7 +20,7 @@ def accuracy_at(result: Result, share: float) -> float:
     if result.curve is None or result.seen is None:
         return math.nan
     costs = result.seen.costs["macs"][result.front]
-    within = result.front[costs <= share * result.test.costs["macs"].backbone]
+    within = result.front[costs <= share * result.test.costs["macs"].plain]
     return float(result.curve.accuracy[within[-1]]) if len(within) else math.nan
 
 

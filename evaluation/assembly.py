@@ -18,7 +18,7 @@ from costs.network import network_costs
 from evaluation.cost_axes import COSTS, Cost
 from evaluation.on_device import Settings
 from evaluation.results import Plan
-from evaluation.runs import TrainedRun
+from evaluation.runs import TrainedRun, is_adaptive
 from inference.budget import Budget
 from inference.policies import Policy
 from running.assembly import built
@@ -90,15 +90,15 @@ def check(runs: Sequence[TrainedRun], plan: Plan) -> None:
     """Whether the policy fits the networks.
 
     Raises:
-        ValueError: no run has an early exit; thresholds of the wrong number or outside their range.
+        ValueError: no run has an early exit or gates; thresholds of the wrong number or outside their range.
     """
-    adaptive = [run for run in runs if run.network.num_exits > 1]
-    if not adaptive:
+    if not any(is_adaptive(run.network) for run in runs):
         raise ValueError(
-            f"Expected a run with early exits, {runs[0].path} has none (method={runs[0].config.method.name}), so there "
-            "is nothing to choose; evaluate it beside one that has: 'runs=[<run with exits>,<this one>]'."
+            f"Expected a run with early exits, or with gates, {runs[0].path} has none "
+            f"(method={runs[0].config.method.name}), so there is nothing to choose; evaluate it beside one that has: "
+            "'runs=[<run with exits>,<this one>]'."
         )
-    for run in adaptive:
+    for run in (run for run in runs if run.network.num_exits > 1):
         costs, classes = network_costs(run.network), run.network.chain.num_classes
         careful = plan.policy.at(plan.policy.sequence(classes, costs)[0].tolist())
         try:

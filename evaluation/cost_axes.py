@@ -25,6 +25,12 @@ class Cost:
         """Average of an image."""
         return self.factor * outcome.cost(trace, self.kind).double().mean().item()
 
+    def plain(self, trace: Trace) -> float:
+        """Of the backbone with its own head, no gate asked and nothing skipped; on the device, up to the cut."""
+        costs = trace.costs[self.whole.kind].ungated
+        on_device = self.kind != self.whole.kind and costs.taps
+        return self.factor * (costs.until_tap[costs.taps[-1]] if on_device else costs.plain)
+
     @property
     def whole(self) -> Cost:
         """The same on device and server together."""

@@ -13,6 +13,11 @@ TELLING = (
     "precision.name",
     "precision.edge_convs",
     "method.exits.exits",
+    "method.gates.name",
+    "method.resource",
+    "method.alpha",
+    "method.target_saving",
+    "method.budget",
     "optimization",
     "method.predictor.name",
     "method.pruning.ratio",
@@ -32,6 +37,10 @@ NAMED = {
     "precision.name": "",
     "precision.edge_convs": "edge ",
     "optimization": "",
+    "method.resource": "for ",
+    "method.target_saving": "to save ",
+    "method.alpha": "α ",
+    "method.budget": "budget ",
 }
 
 
@@ -39,7 +48,7 @@ def labels(paths: Sequence[Path], configs: Sequence[DictConfig], adaptive: Seque
     """Backbone and method of each run, and as much more as tells it from others; heads and places where it has any."""
     texts = [f"{config.backbone.name} {config.method.name}" for config in configs]
     for key in TELLING:
-        values = [OmegaConf.select(config, key) for config in configs]
+        values = [_value(config, key) for config in configs]
         alike: dict[str, list[int]] = {}
         for i, text in enumerate(texts):
             alike.setdefault(text, []).append(i)
@@ -52,6 +61,12 @@ def labels(paths: Sequence[Path], configs: Sequence[DictConfig], adaptive: Seque
         text if texts.count(text) == 1 else f"{text} {_own_part(path, paths)}"
         for text, path in zip(texts, paths, strict=True)
     ]
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    if key == "method.alpha" and OmegaConf.select(config, "method.target_saving") is not None:
+        return None  # only where it began
+    return OmegaConf.select(config, key)
 
 
 def _named(key: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from evaluation import skipping_pictures
 from evaluation.analysis import depth_correlation, disagreements
 from evaluation.hybrid import Design
 from evaluation.hybrid_tables import PER_10K
@@ -17,6 +19,7 @@ from evaluation.latency import Times
 from evaluation.on_device import Comparison, Place
 from evaluation.results import Plan, Point, Result
 from evaluation.tables import tested_on, title
+from evaluation.tracing import Images
 from figures.confidence import ExitConfidence, confidence_figure, difficulty_figure, disagreement_figure
 from figures.hybrid import Along, Spot, edge_figure, energy_figure
 from figures.look import save
@@ -32,20 +35,31 @@ def pictures(
     plan: Plan,
     times: Mapping[str, Times],
     designs: Sequence[Design] = (),
+    images: Sequence[Images] = (),
 ) -> Iterator[tuple[str, Figure]]:
-    """Name and figure of what all runs share, then of each run with early exits, in a folder of its own if several."""
+    """Name and figure of what all runs share, then of each run with early exits or gates.
+
+    The latter are in a folder of its own if there are several runs.
+
+    Args:
+        images: of each run; without, none are shown.
+    """
     yield "tradeoff", tradeoff_figure([_run_curve(r, plan) for r in results], plan.cost.title, title(results, plan))
     if comparison is not None:
         yield from _on_device(comparison, title(results, plan))
     if designs:
         yield from _of_designs(designs, f"{tested_on(results)}; E: convolutions at the edge")
-    for result in results:
+    yield from skipping_pictures.of_all(results, plan, tested_on(results))
+    for result, source in zip_longest(results, images):
+        room = "" if len(results) == 1 else f"{room_of(result)}/"
         if result.adaptive:
-            room = "" if len(results) == 1 else f"{room_of(result)}/"
             for name, figure in _of_run(result, plan):
                 yield room + name, figure
             if result.run.label in times and times[result.run.label].points:
                 yield room + "latency", _latency(result, times[result.run.label])
+        if result.gated:
+            for name, figure in skipping_pictures.of_run(result, plan, source, results):
+                yield room + name, figure
 
 
 def room_of(result: Result) -> str:
@@ -129,7 +143,7 @@ def _run_curve(result: Result, plan: Plan) -> RunCurve:
     chosen = {point.chosen.name: _place(point) for point in result.named if point.outcome is not None}
     oracles = {point.chosen.name: _place(point) for point in result.oracles}
     series = [_place(point) for point in result.series]
-    return RunCurve(result.run.label, front, series, chosen, _place(result.exits[-1]), oracles)
+    return RunCurve(result.run.label, front, series, chosen, _place(result.exits[-1]), oracles, result.gated)
 
 
 def _place(point: Point) -> tuple[float, float]:

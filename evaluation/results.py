@@ -90,7 +90,8 @@ class Result:
     Attributes:
         run: what was evaluated.
         calibration, test: traces, with temperatures applied.
-        exits: every sample at one exit, no other head computed; the last is the plain backbone.
+        exits: every sample at one exit, no other head computed; the last is the plain backbone, or that with its
+            gates.
         temperatures: of each exit.
         ece: of each exit on the test split, before and after the temperatures.
         seen, curve: the family's candidates on the calibration and on the test split; None with one exit.
@@ -115,6 +116,11 @@ class Result:
     def adaptive(self) -> bool:
         """Whether there is an early exit."""
         return self.test.num_exits > 1
+
+    @property
+    def gated(self) -> bool:
+        """Whether gates skip blocks or channels."""
+        return self.test.decisions is not None
 
     @property
     def named(self) -> list[Point]:

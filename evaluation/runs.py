@@ -63,6 +63,11 @@ class TrainedRun:
     fixed: Policy | None = None
 
 
+def is_adaptive(network: EarlyExitNetwork) -> bool:
+    """Whether it spends more on one image than on another: with early exits, or with gates."""
+    return network.num_exits > 1 or network.gating is not None
+
+
 def find_runs(run: Any, runs: Any) -> list[Path]:
     """The run directories that are asked for; of a multirun folder those of its jobs that are finished.
 
@@ -116,7 +121,7 @@ def load_runs(paths: Sequence[Path]) -> list[TrainedRun]:
     configs = [stored_config(path) for path in paths]
     _require_one_data_set(paths, configs)
     networks = [load_network(path, config) for path, config in zip(paths, configs, strict=True)]
-    names = labels(paths, configs, [network.num_exits > 1 for network in networks])
+    names = labels(paths, configs, [is_adaptive(network) for network in networks])
     return [
         TrainedRun(path, config, network, _digest(path / NAME), name, stored_point(path), fixed_point(config))
         for path, config, network, name in zip(paths, configs, networks, names, strict=True)

@@ -43,10 +43,11 @@ def shown_points(result: Result) -> list[Point]:
 
 def table_rows(result: Result, plan: Plan) -> list[dict[str, str]]:
     """The points to look at, in words: fixed exits, those chosen one by one, and the oracles."""
-    full = result.exits[-1].cost
+    full = plan.cost.plain(result.test)
+    last = "last exit, gated" if result.gated else "full network alone"
     rows = []
     for point in shown_points(result):
-        name = "full network alone" if point is result.exits[-1] else point.chosen.name
+        name = last if point is result.exits[-1] else point.chosen.name
         row = {"run": result.run.label, "point": name, "thresholds": _thresholds(point)}
         rows.append({**row, **_cells(point, full, plan), "note": point.chosen.note})
     return rows

@@ -121,14 +121,25 @@ class Images:
         for batch in track(loader, title, total=len(loader), transient=True, disable=not shown):
             yield list(data.on_after_batch_transfer([part.to(device) for part in batch], 0))
 
+    @property
+    def tests(self) -> int:
+        """How many test images there are, those that cannot be read among them."""
+        splits: Any = self.data.splits
+        return len(splits.test)
+
+    def pixels(self, rows: Sequence[int]) -> Tensor:
+        """Test images (n, C, H, W) as they are, uint8, those that cannot be read left out."""
+        splits: Any = self.data.splits
+        return torch.stack([sample[0] for row in rows if (sample := splits.test[row]) is not None])
+
+    def normalized(self, pixels: Tensor, device: torch.device) -> Tensor:
+        """Images (n, C, H, W) of uint8 as networks take them, on the device."""
+        return self.data.normalize(pixels.contiguous(memory_format=torch.channels_last).to(device))
+
     def spread(self, count: int, device: torch.device) -> Tensor:
         """Normalized test images (count, C, H, W), evenly spread over the split."""
-        data = self.data
-        assert data.splits is not None
-        test: Any = data.splits.test
-        rows = torch.linspace(0, len(test) - 1, count).round().long().tolist()
-        images = [sample[0] for row in rows if (sample := test[row]) is not None]
-        return data.normalize(torch.stack(images).contiguous(memory_format=torch.channels_last).to(device))
+        rows = torch.linspace(0, self.tests - 1, count).round().long().tolist()
+        return self.normalized(self.pixels(rows), device)
 
 
 def images_of(runs: Sequence[TrainedRun], root: str | None, batch_size: int | None) -> list[Images]:

@@ -123,20 +123,18 @@ def curves_figure(csv_path: str | Path) -> Figure:
     Raises:
         ValueError: the file holds no row.
     """
-    with Path(csv_path).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows:
-        raise ValueError(f"Expected {csv_path} to hold the metrics of a run, got no row.")
+    rows = _rows(csv_path)
     names = {int(m[1]): m[0] for name in rows[0] if (m := re.fullmatch(r"val/exit_(\d+)/acc", name))}
     figure = sheet(6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for axes in (upper, lower):
-        _shade_phases(axes, rows, named=axes is upper)
+        shade_phases(axes, rows, named=axes is upper)
     for (k, name), colour in zip(sorted(names.items()), shades(len(names)), strict=True):
-        _curve(upper, rows, name, 100, color=colour, label=f"exit {k}", marker=MARKERS[(k - 1) % len(MARKERS)])
+        draw_column(upper, rows, name, 100, color=colour, label=f"exit {k}", marker=MARKERS[(k - 1) % len(MARKERS)])
     if len(names) > 1:
-        _curve(upper, rows, "val/acc", 100, color=ADAPTIVE, linestyle="--", label="adaptive", marker="*", markersize=7)
-    _curve(lower, rows, "train/loss", 1, color=INK, marker="o")
+        look: dict[str, Any] = {"color": ADAPTIVE, "linestyle": "--", "marker": "*", "markersize": 7}
+        draw_column(upper, rows, "val/acc", 100, label="adaptive", **look)
+    draw_column(lower, rows, "train/loss", 1, color=INK, marker="o")
     dress(upper, "", "accuracy on all validation images, %")
     dress(lower, "step", "training loss")
     if names:
@@ -144,14 +142,54 @@ def curves_figure(csv_path: str | Path) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, rows: Sequence[Mapping[str, str]], name: str, scale: float, **look: Any) -> None:
+def _rows(csv_path: str | Path) -> list[dict[str, str]]:
+    with Path(csv_path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"Expected {csv_path} to hold the metrics of a run, got no row.")
+    return rows
+
+
+def saving_figure(csv_path: str | Path) -> Figure:
+    """What gates save in the course of training, over the accuracy that this leaves, its phases shaded.
+
+    Args:
+        csv_path: ``metrics.csv`` of a run directory.
+
+    Raises:
+        ValueError: the file holds no row.
+    """
+    rows = _rows(csv_path)
+    last = max(int(m[1]) for name in rows[0] if (m := re.fullmatch(r"val/exit_(\d+)/acc", name)))
+    figure = sheet(6)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for axes in (upper, lower):
+        shade_phases(axes, rows, named=axes is upper)
+    draw_column(upper, rows, f"val/exit_{last}/acc", 100, color=INK, marker="o", label="last exit")
+    if last > 1:
+        draw_column(upper, rows, "val/acc", 100, color=ADAPTIVE, linestyle="--", label="adaptive", marker="*")
+    names = {"val/saving": "MACs saved", "val/energy_saving": "energy saved", "val/skip_ratio": "blocks skipped",
+             "val/closed_ratio": "channels closed"}  # fmt: skip
+    lower.axhline(0, color=INK, linewidth=0.8)
+    draw_column(lower, rows, "train/saving", 100, color="#999999", linestyle=":", label="MACs saved, in training")
+    for (name, text), colour, marker in zip(names.items(), shades(len(names)), MARKERS, strict=False):
+        draw_column(lower, rows, name, 100, color=colour, label=text, marker=marker)
+    dress(upper, "", "accuracy on all validation images, %")
+    dress(lower, "step", "on all validation images, %")
+    figure.legend(loc="outside right upper", frameon=False, labelcolor=INK)
+    return figure
+
+
+def draw_column(axes: Axes, rows: Sequence[Mapping[str, str]], name: str, scale: float, **look: Any) -> None:
+    """A column of ``metrics.csv`` over the steps, where it has values."""
     points = [(int(row["step"]), scale * float(row[name])) for row in rows if row.get(name)]
     if points:
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, **{"linewidth": 1.6, "markersize": 4, "markevery": max(1, len(points) // 30)} | look)
 
 
-def _shade_phases(axes: Axes, rows: Sequence[Mapping[str, str]], named: bool) -> None:
+def shade_phases(axes: Axes, rows: Sequence[Mapping[str, str]], named: bool) -> None:
+    """Shades the phases in turn, and writes their names above them."""
     ends: dict[str, int] = {}
     for row in rows:
         ends[row["phase"]] = int(row["step"])

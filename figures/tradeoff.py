@@ -26,8 +26,9 @@ class RunCurve(NamedTuple):
         front: the operating points that were best on the calibration split, by cost; none without early exits.
         series: those of the budgeted-batch protocol.
         chosen: single points by name.
-        full: the backbone and its own head alone.
+        full: the backbone and its own head alone, with its gates where it has any.
         oracles: bounds by name.
+        gated: whether it has gates.
     """
 
     label: str
@@ -36,6 +37,7 @@ class RunCurve(NamedTuple):
     chosen: Mapping[str, Point]
     full: Point
     oracles: Mapping[str, Point]
+    gated: bool = False
 
 
 def tradeoff_figure(curves: Sequence[RunCurve], axis: str, title: str) -> Figure:
@@ -98,7 +100,8 @@ def _legend(curves: Sequence[RunCurve], markers: Mapping[str, str]) -> list[Line
     if any(curve.series for curve in curves):
         handles.append(Line2D([], [], color=INK, linestyle=":", marker=".", label="budgeted batch"))
     hollow: dict[str, Any] = {"color": INK, "markerfacecolor": "white", "linestyle": "", "markersize": 8}
-    handles.append(Line2D([], [], marker=FULL, label="full network alone", **hollow))
+    alone = {curve.gated: "last exit, gated" if curve.gated else "full network alone" for curve in curves}
+    handles.append(Line2D([], [], marker=FULL, label=", or ".join(alone[gated] for gated in sorted(alone)), **hollow))
     names = dict.fromkeys(name for curve in curves for name in curve.oracles)
     return handles + [Line2D([], [], marker=m, label=n, **hollow) for m, n in zip(ORACLES, names, strict=False)]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.table import Table
 
 from figures.look import save
-from figures.run import curves_figure, exit_cells, exit_figure
+from figures.run import curves_figure, exit_cells, exit_figure, saving_figure
+from figures.skipping import Ratios, skips_figure
 
 
 def result_table(metrics: Mapping[str, float], title: str) -> Table:
@@ -36,11 +39,33 @@ def result_table(metrics: Mapping[str, float], title: str) -> Table:
     return table
 
 
-def write_figures(metrics: Mapping[str, float], folder: Path, cfg: DictConfig) -> None:
-    """``figures/exits.png``: what each exit achieves and costs. ``figures/curves.png``: the accuracies in training."""
+def write_figures(metrics: Mapping[str, float], folder: Path, cfg: DictConfig, stages: Sequence[int]) -> None:
+    """The pictures of a run, in ``figures/``.
+
+    ``exits.png``: what each exit achieves and costs. ``curves.png``: the accuracies in training. With gates,
+    ``saving.png``: what they save in training, and ``skips.png``: how often each block is skipped.
+
+    Args:
+        stages: number of blocks of each stage.
+    """
     title = f"{cfg.backbone.name}, {cfg.method.name}, {cfg.dataset.name}"
     save(exit_figure(metrics, title), folder / "figures" / "exits.png")
     with (folder / "metrics.csv").open() as file:
         trained = "train/loss" in next(file)
     if trained:
         save(curves_figure(folder / "metrics.csv"), folder / "figures" / "curves.png")
+    if not any(re.fullmatch(r"test/block_\d+/skip_ratio", name) for name in metrics):
+        return
+    if trained:
+        save(saving_figure(folder / "metrics.csv"), folder / "figures" / "saving.png")
+    gates = cfg.method.gates
+    skipped = _of_blocks(metrics, "skip_ratio", sum(stages)) if gates.layer else None
+    closed = _of_blocks(metrics, "closed_ratio", sum(stages)) if gates.channel else None
+    saved = f"{gates.name}: {metrics['test/saving']:.1%} of the MACs saved"
+    save(skips_figure(skipped, closed, stages, f"{title}; {saved}"), folder / "figures" / "skips.png")
+
+
+def _of_blocks(metrics: Mapping[str, float], name: str, blocks: int) -> Ratios:
+    """Of each block and of all; NaN where that is not known, as of the channels of a block that no image runs."""
+    ratios = [metrics.get(f"test/block_{i}/{name}", math.nan) for i in range(1, blocks + 1)]
+    return Ratios(ratios, metrics.get(f"test/{name}", math.nan))
