@@ -111,7 +111,7 @@ def _gate_costs(
 
     def cost(kind: str, outputs: int, make: Callable[[], nn.Module]) -> float:
         if (kind, outputs, shape) not in known:
-            known[kind, outputs, shape] = priced(make(), feature)
+            known[kind, outputs, shape] = priced(make().to(feature.device), feature)
         return known[kind, outputs, shape]
 
     layer: float = 0
@@ -128,11 +128,13 @@ def _gate_costs(
 
 
 class Unfolded(nn.Module):
-    """A recurrent gate at its first block as the paper draws it, layer by layer; its modules are shared."""
+    """A recurrent gate at its first block as the paper draws it, layer by layer."""
 
     def __init__(self, gate: RecurrentGate, width: int, outputs: int):
         super().__init__()
-        self.projection, self.lstm = gate.projections[str(width)], gate.lstm
+        self.projection = gate.projections[str(width)]
+        self.lstm = nn.LSTM(gate.hidden, gate.hidden)  # counts are known of it, not of a cell
+        self.lstm.load_state_dict({f"{name}_l0": value for name, value in gate.lstm.state_dict().items()})
         self.decides = gate.decides[str(outputs)]
         self.pool = nn.AdaptiveAvgPool2d(1)
 

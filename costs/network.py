@@ -143,8 +143,10 @@ def gates_counts(network: EarlyExitNetwork, counts: Mapping[str, int], conventio
         return count(module, feature, convention=convention)[""]
 
     def shares(name: str, shrinks: Shrinks) -> Shares:
+        norm = counts.get(f"{name}.norm", 0)  # of a layer in few bits, in front of its convolution
         powers = [0, 0, 0]
-        powers[shrinks.inputs + shrinks.outputs] = counts.get(name, 0)
+        powers[shrinks.inputs + shrinks.outputs] += counts.get(name, 0) - norm
+        powers[shrinks.inputs] += norm
         return Shares(*powers)
 
     return block_gates(network.chain, network.gating, priced, shares)

@@ -40,7 +40,7 @@ class WarmUp(Classifier):
     def __init__(self, network: EarlyExitNetwork, margin: float = 1.0, **options: Any):
         if network.gating is None:
             raise ValueError("Expected gates to train, there are none; choose method/gates=mgl2s.")
-        if not margin > 0:
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not margin > 0:
             raise ValueError(f"Expected the warm-up's margin above 0, got {margin}.")
         self.margin = margin
         self.gating = [network.gating]  # in a list, so that it is a part of the network alone
@@ -54,9 +54,20 @@ class WarmUp(Classifier):
         return self.network.gate_scores(images)
 
     def loss(self, logits: list[Tensor], targets: Tensor) -> Tensor:
-        """How far gates are from that range, squared: a mean over images and channels, summed over the gates."""
+        """How far gates are from that range, squared, a mean over images and channels.
+
+        Over the blocks it is a mean for a gate that they share, or its gradient would grow with the depth, and a sum
+        for gates of their own.
+        """
         lacks = [F.relu(self.margin - scores) + F.relu(scores - 2 * self.margin) for scores in logits]
-        return torch.stack([lack.square().mean() for lack in lacks]).sum()
+        own = isinstance(self.gating[0].channel, nn.ModuleList)
+        layer, channel = (
+            [lack.square().mean() for lack in lacks if (lack.dim() > 1) == many] for many in (False, True)
+        )
+        parts = [torch.stack(layer).mean()] if layer else []
+        if channel:
+            parts.append(torch.stack(channel).sum() if own else torch.stack(channel).mean())
+        return torch.stack(parts).sum()
 
 
 class IADI(Classifier):

@@ -51,16 +51,15 @@ class RecurrentGate(nn.Module):
         super().__init__()
         self.hidden = hidden
         self.projections = nn.ModuleDict({str(width): nn.Conv2d(width, hidden, 1) for width in sorted(set(widths))})
-        self.lstm = nn.LSTM(hidden, hidden)
+        self.lstm = nn.LSTMCell(hidden, hidden)
         self.decides = nn.ModuleDict({str(number): nn.Linear(hidden, number) for number in sorted(set(outputs))})
 
     def folded(self) -> dict[int, tuple[Tensor, Tensor]]:
         """For each width, input weights (4·hidden, width) and bias of the LSTM with the 1x1 convolution in them."""
-        lstm: Any = self.lstm
-        inner = lstm.weight_ih_l0
+        lstm, inner = self.lstm, self.lstm.weight_ih
         convs: Any = self.projections.items()
         return {
-            int(width): (inner @ conv.weight.flatten(1), torch.addmv(lstm.bias_ih_l0, inner, conv.bias))
+            int(width): (inner @ conv.weight.flatten(1), torch.addmv(lstm.bias_ih, inner, conv.bias))
             for width, conv in convs
         }
 
@@ -79,8 +78,7 @@ class RecurrentGate(nn.Module):
         """A feature (n, c, h, w) to decisions (n, outputs) before the sigmoid, and the next state."""
         weight, bias = folded[x.shape[1]]
         pooled = x.mean((2, 3), dtype=torch.float32)
-        lstm: Any = self.lstm
-        state = torch.lstm_cell(pooled, state, weight, lstm.weight_hh_l0, bias, lstm.bias_hh_l0)
+        state = torch.lstm_cell(pooled, state, weight, self.lstm.weight_hh, bias, self.lstm.bias_hh)
         return self.decides[str(outputs)](state[0]), state
 
 
@@ -148,7 +146,7 @@ class Gating(nn.Module):
 class GatePass:
     """The gates on their way along a chain with a batch of images; their state is in the open.
 
-    Everything is computed in fp32, whatever ``torch.autocast`` says: decisions should not hang on rounding.
+    Recurrent gates are computed in fp32, whatever ``torch.autocast`` says: their state should not gather rounding.
 
     Attributes:
         layer_state, channel_state: (n, hidden) and cell of each recurrent gate.

@@ -91,9 +91,15 @@ class Skippable(Block):
             inner: whether the layers inside have only these channels, too.
         """
         new = narrowed(self.layers, entered, channels, inner)
-        mixed = self.remainder(entered).clone()
-        kept = mixed.index_select(1, channels)
-        return self.join(entered, mixed.index_copy_(1, channels, self.mix(new, kept, None)))
+        remainder = self.remainder(entered)
+        some = self.mix(new, remainder.index_select(1, channels), None)
+        return self.join(entered, put(remainder.clone(), 1, channels, some))
+
+
+def put(into: Tensor, dim: int, index: Tensor, part: Tensor) -> Tensor:
+    """Overwrites what is there, where it has the part's type; a part of few bits is in fp32, whatever autocast says."""
+    dtype = torch.promote_types(into.dtype, part.dtype)
+    return into.to(dtype).index_copy_(dim, index, part.to(dtype))
 
 
 def last_conv(layers: nn.Sequential) -> int:

@@ -84,8 +84,9 @@ def given_by_run(cfg: DictConfig) -> set[str]:
     if earlier is None:
         return set()
     folder = Path(str(earlier)).expanduser()
-    there = gates and (folder / "config.yaml").is_file()
-    theirs = gates_of(RunDirectory(folder).stored_config()) if there else None
+    if gates and not (folder / "config.yaml").is_file():  # a run that goes on would train other phases
+        raise ValueError(f"Expected method.from_run to be the directory of a finished run, got {earlier}.")
+    theirs = gates_of(RunDirectory(folder).stored_config()) if gates else None
     return {"gives_run", "gives_gates"} if theirs and theirs == gates else {"gives_run"}
 
 

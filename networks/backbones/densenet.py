@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from networks.backbones.pretrained import torchvision_model
 from networks.chain import Chain, Gates, initialize, require_size
 from networks.quantization import QuanConv
-from networks.skipping import Skippable
+from networks.skipping import Skippable, put
 
 
 class DenseLayer(Skippable):
@@ -50,9 +50,8 @@ class DenseLayer(Skippable):
         return torch.cat([entered, mixed], dim=1)
 
     def for_some(self, entered: Tensor, some: Tensor, rows: Tensor, gates: Gates = Gates()) -> Tensor:
-        out = self.skipped(entered)
-        out[rows, self.entered_channels :] = self.mixed(some, self.remainder(some), gates)
-        return out
+        mixed = self.mixed(some, self.remainder(some), gates)
+        return self.join(entered, put(self.remainder(entered).clone(), 0, rows, mixed))
 
     @property
     def convs(self) -> list[nn.Conv2d]:

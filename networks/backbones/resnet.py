@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from networks.backbones.pretrained import torchvision_model
 from networks.chain import Chain, Gates, initialize
 from networks.quantization import QuanConv, normalized_relu
-from networks.skipping import Skippable
+from networks.skipping import Skippable, put
 
 
 class ResidualBlock(Skippable):
@@ -65,10 +65,10 @@ class ResidualBlock(Skippable):
 
     def for_some(self, entered: Tensor, some: Tensor, rows: Tensor, gates: Gates = Gates()) -> Tensor:
         if self._keeps:
-            return entered.index_copy_(0, rows, self.gated(some, gates))
+            return put(entered, 0, rows, self.gated(some, gates))
         remainder = self.remainder(entered)
         mixed = self.mixed(some, remainder[rows], gates)
-        return self.join(entered, remainder.index_copy_(0, rows, mixed))
+        return self.join(entered, put(remainder, 0, rows, mixed))
 
     @property
     def convs(self) -> list[nn.Conv2d]:
