@@ -53,18 +53,21 @@ class Drawn(Gating):
         generator = torch.Generator().manual_seed(0)
         blocks = len(chain.blocks)
         order = torch.rand(BATCH, blocks, generator=generator).argsort(1)
-        self.scores = torch.where(order < share * blocks, 1.0, -1.0).T.contiguous()
+        self.drawn = torch.where(order < share * blocks, 1.0, -1.0).T.contiguous()
+        self.at = 0
 
     def begin(self, count: int, like: Tensor) -> GatePass:
-        return DrawnPass(self, count, like)
+        columns = (torch.arange(count) + self.at) % BATCH
+        self.at += count
+        return DrawnPass(self, columns, like)
 
 
 class DrawnPass(GatePass):
     """Its layer gate computes what it computes, and answers with what was drawn."""
 
-    def __init__(self, gating: Drawn, count: int, like: Tensor):
-        super().__init__(gating, count, like)
-        self.scores, self.block = gating.scores[:, :count], -1
+    def __init__(self, gating: Drawn, columns: Tensor, like: Tensor):
+        super().__init__(gating, len(columns), like)
+        self.scores, self.block = gating.drawn[:, columns], -1
 
     def layer(self, entered: Tensor) -> Tensor | None:
         super().layer(entered)

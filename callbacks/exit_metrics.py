@@ -58,6 +58,7 @@ class ExitMetrics(pl.Callback):
         self.device_bytes = 0
         self.costs: dict[str, NetworkCosts] = {}
         self.metrics: dict[str, Metric] = {}
+        self.of_gates: dict[str, Metric] = {}
 
     def use(self, policy: Policy) -> None:
         """The run's policy from here on."""
@@ -75,7 +76,10 @@ class ExitMetrics(pl.Callback):
             self.metrics.update({n: Accuracy("multiclass", num_classes=network.chain.num_classes) for n in names})
             means = ["acc", *(f"exit_{k}/fraction" for k in exits), *kinds(self.costs)]
             self.metrics.update({name: _Mean(pl_module.device) for name in means})
-        for metric in self.metrics.values():
+            if network.gating is not None:
+                names = self._names_of_gates()
+                self.of_gates.update({name: _Mean(pl_module.device) for name in names})
+        for metric in (*self.metrics.values(), *self.of_gates.values()):
             metric.to(pl_module.device)
 
     def _update(self, outputs: dict[str, Any]) -> None:
@@ -91,11 +95,22 @@ class ExitMetrics(pl.Callback):
         values = {kind: outcome.cost(trace, kind) for kind in kinds(self.costs)}
         values |= {f"exit_{k}/fraction": outcome.prediction.exit == k for k in range(1, len(logits) + 1)}
         values["acc"] = outcome.prediction.label == labels
-        values |= {} if decisions is None else self._of_gates(trace)
         for name, value in values.items():
-            self.metrics.setdefault(name, _Mean(outputs["labels"].device)).update(value)
+            self.metrics[name].update(value)
+        for name, value in self._of_gates(trace).items() if decisions is not None else ():
+            self.of_gates[name].update(value)
         for k, z in enumerate(outputs["logits"], start=1):
             self.metrics[f"exit_{k}/acc"].update(z.float(), outputs["labels"])
+
+    def _names_of_gates(self) -> list[str]:
+        blocks = range(1, len(self.costs["macs"].blocks) + 1)
+        exits = range(1, len(self.costs["macs"].heads) + 1)
+        return [
+            *(["saving", "energy_saving"] if "energy_uj" in self.costs else ["saving"]),
+            *("skip_ratio", "closed", "ran"),
+            *(f"block_{i}/{name}" for i in blocks for name in ("skip_ratio", "closed", "ran")),
+            *(f"exit_{k}/{convention}" for k in exits for convention in self.costs),
+        ]
 
     def _of_gates(self, trace: Trace) -> dict[str, Tensor]:
         """What is averaged of images under gates."""
@@ -117,9 +132,8 @@ class ExitMetrics(pl.Callback):
         return values
 
     def _log(self, pl_module: pl.LightningModule, split: str) -> None:
-        # those of gates are there since an earlier phase perhaps, and not asked in this one
-        counted = {name: m for name, m in self.metrics.items() if not isinstance(m, _Mean) or m.count > 0}
-        values = _with_closed_ratios({name: metric.compute() for name, metric in counted.items()}, split)
+        metrics = self.metrics | (self.of_gates if getattr(pl_module, "asks_gates", False) else {})
+        values = _with_closed_ratios({name: metric.compute() for name, metric in metrics.items()}, split)
         for convention, costs in self.costs.items():
             values[f"server_{convention}"] = values[convention] - values[f"device_{convention}"]
             if split == "test":
@@ -129,7 +143,7 @@ class ExitMetrics(pl.Callback):
         shown = ("acc", f"exit_{len(self.costs['macs'].heads)}/acc")
         for name, value in values.items():
             pl_module.log(f"{split}/{name}", value, prog_bar=name in shown)
-        for metric in self.metrics.values():
+        for metric in metrics.values():
             metric.reset()
 
     def _of_exits(self, convention: str, costs: NetworkCosts, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

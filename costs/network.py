@@ -104,9 +104,9 @@ class NetworkCosts:
             decisions: of the blocks from ``start`` on.
         """
         runs, channels = decisions
-        rates = self._rates[:, start : start + len(runs)].to(runs.device)
-        if runs.is_floating_point():
-            rates = rates.to(runs.dtype)
+        rates = self._rates[:, start : start + len(runs)]
+        # converted first: Apple's GPU has no fp64
+        rates = rates.to(runs.dtype if runs.is_floating_point() else rates.dtype).to(runs.device)
         base, gate, fixed, each, square = rates
         return base + runs * (gate + fixed * (channels > 0) + each * channels + square * channels * channels)
 

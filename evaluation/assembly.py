@@ -72,6 +72,8 @@ def chip_of(runs: Sequence[TrainedRun], given: DictConfig | None, cost: Cost) ->
     changes = {str(name): value for name, value in (given or {}).items() if value is not None}
     gated = [run for run in runs if run.network.gating is not None]
     stored = [node for run in gated or runs if (node := run.config.get("energy")) is not None]
+    if gated and any(run.config.get("energy") != gated[0].config.get("energy") for run in runs):
+        print("Energies of all runs are counted on the energy model of the runs with gates.", flush=True)
     kind = Hierarchy if stored and str(stored[0].get("_target_", "")).endswith("Hierarchy") else Chip
     wanted = {field.name for field in fields(kind)} - {"name"}
     if unknown := sorted(changes.keys() - wanted):

@@ -72,7 +72,7 @@ def published(design: Design) -> int:
 def markdown(designs: Sequence[Design], title: str, chip: EnergyModel) -> str:
     """``hybrid.md``: all designs, then tables II, III and IV of the paper as far as there are designs for them."""
     energies = ", ".join(f"{name} {value:g}" for name, value in vars(chip).items() if name != "name")
-    text = f"Energies are mJ for 10,000 images. EnergyModel {chip.name}, pJ: {energies}."
+    text = f"Energies are mJ for 10,000 images. Chip {chip.name}, pJ: {energies}."
     parts = [f"# {title}\n\n{text}\n", _section("Designs", rows(designs))]
     for name, content in (
         ("Table II: separate and joint optimization", table_ii(designs)),

@@ -93,7 +93,9 @@ def table_i(runs: Sequence[Skipping], dataset: str) -> dict[str, list[dict[str, 
         for run in sorted(group, key=lambda run: run.saving):
             columns[run.label] = [_number(100 * x) for x in (run.saving, run.energy_saving, run.accuracy)]
         if (backbone, known_data_set(dataset)) == ("resnet74", "cifar10"):
-            columns |= {f"published {i}": [f"{x:.2f}" for x in values] for i, values in enumerate(TABLE_I, start=1)}
+            columns |= {
+                f"published, CIFAR-10 ({i})": [f"{x:.2f}" for x in values] for i, values in enumerate(TABLE_I, start=1)
+            }
         names = ("computational savings, %", "energy savings, %", "accuracy, %")
         found[backbone] = [
             {"": name, **{label: values[i] for label, values in columns.items()}} for i, name in enumerate(names)
@@ -136,7 +138,7 @@ def table_anytime(result: Result) -> list[dict[str, str]]:
             "exit": str(exit.exit),
             "accuracy": _percent(exit.accuracy),
             "MACs, average": COSTS["macs"].amount(exit.macs),
-            "MACs, nothing skipped": COSTS["macs"].amount(exit.static),
+            "MACs, plain backbone": COSTS["macs"].amount(exit.static),
             "guaranteed within, MACs": COSTS["macs"].amount(exit.guaranteed),
             "2·MACs": FLOPS.amount(2 * exit.guaranteed),
         }

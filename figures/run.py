@@ -171,7 +171,9 @@ def saving_figure(csv_path: str | Path) -> Figure:
     names = {"val/saving": "MACs saved", "val/energy_saving": "energy saved", "val/skip_ratio": "blocks skipped",
              "val/closed_ratio": "channels closed"}  # fmt: skip
     lower.axhline(0, color=INK, linewidth=0.8)
-    draw_column(lower, rows, "train/saving", 100, color="#999999", linestyle=":", label="MACs saved, in training")
+    for name in ("saving", "energy_saving"):  # whichever was trained for
+        label = f"{names[f'val/{name}']}, in training"
+        draw_column(lower, rows, f"train/{name}", 100, color="#999999", linestyle=":", label=label)
     for (name, text), colour, marker in zip(names.items(), shades(len(names)), MARKERS, strict=False):
         draw_column(lower, rows, name, 100, color=colour, label=text, marker=marker)
     dress(upper, "", "accuracy on all validation images, %")

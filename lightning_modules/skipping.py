@@ -14,9 +14,10 @@ from costs.network import network_costs
 from lightning_modules.classifier import Batch, Classifier
 from lightning_modules.pressure import Pressure
 from networks.exits import EarlyExitNetwork, Gated
-from networks.gates import Decisions
+from networks.gates import Decisions, RecurrentGate
 
 Resource = Literal["macs", "energy"]
+NO_GATES = "Expected gates to train, there are none; choose method/gates=mgl2s, or method=early_exit or plain."
 
 
 class WarmUp(Classifier):
@@ -39,7 +40,7 @@ class WarmUp(Classifier):
 
     def __init__(self, network: EarlyExitNetwork, margin: float = 1.0, **options: Any):
         if network.gating is None:
-            raise ValueError("Expected gates to train, there are none; choose method/gates=mgl2s.")
+            raise ValueError(NO_GATES)
         if isinstance(margin, bool) or not isinstance(margin, int | float) or not margin > 0:
             raise ValueError(f"Expected the warm-up's margin above 0, got {margin}.")
         self.margin = margin
@@ -84,10 +85,10 @@ class IADI(Classifier):
             saving (``lightning_modules.pressure``).
         resource: ``macs`` or ``energy``, what E and the saving are counted in.
         chip: for energy.
-        layer_lr: learning rate of the layer gates as a multiple of the backbone's. One recurrent gate decides for all
-            blocks, and at the full rate all of them close before the backbone can follow.
-        channel_lr: the same of the channel gates. The gradient of each is of a small part of a block; at the backbone's
-            rate they hardly move.
+        recurrent_lr: learning rate of recurrent gates as a multiple of the backbone's. One of them decides for all
+            blocks, and at the full rate all close before the backbone can follow.
+        conv_lr: the same of the channel gates of single blocks. The gradient of each channel is of a small part of a
+            block; at the backbone's rate they hardly move.
         options: of ``Classifier``.
 
     Raises:
@@ -95,6 +96,7 @@ class IADI(Classifier):
     """
 
     asks_gates = True
+    all_exits = False  # whether the early exits are trained, too
 
     def __init__(
         self,
@@ -103,20 +105,20 @@ class IADI(Classifier):
         target_saving: float | None = None,
         resource: Resource = "macs",
         chip: EnergyModel | None = None,
-        layer_lr: float = 0.3,
-        channel_lr: float = 10.0,
+        recurrent_lr: float = 0.3,
+        conv_lr: float = 10.0,
         **options: Any,
     ):
         if network.gating is None:
-            raise ValueError("Expected gates to train, there are none; choose method/gates=mgl2s.")
+            raise ValueError(NO_GATES)
         if resource not in ("macs", "energy") or (resource == "energy" and chip is None):
             raise ValueError(f"Expected method.resource to be macs, or energy with an energy model, got {resource}.")
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha >= 0:
             raise ValueError(f"Expected method.alpha to be a number of at least 0, got {alpha}.")
-        for name, rate in (("layer_lr", layer_lr), ("channel_lr", channel_lr)):
+        for name, rate in (("recurrent_lr", recurrent_lr), ("conv_lr", conv_lr)):
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
                 raise ValueError(f"Expected {name} of a phase with gates above 0, got {rate}.")
-        self.gating, self.layer_lr, self.channel_lr = [network.gating], layer_lr, channel_lr
+        self.gating, self.recurrent_lr, self.conv_lr = [network.gating], recurrent_lr, conv_lr
         super().__init__(network, **options)
         macs = network_costs(network)
         self.costs = macs if resource == "macs" or chip is None else network_energy(network, chip)
@@ -129,18 +131,17 @@ class IADI(Classifier):
 
     def fresh_optimizer(self) -> Optimizer:
         gating = self.gating[0]
-        parts: list[nn.Module | None] = [gating.layer, gating.channel]
-        groups = [list(part.parameters()) for part in parts if part is not None]
+        parts = [part for part in (gating.layer, gating.channel) if part is not None]
+        groups = [list(part.parameters()) for part in parts]
         gates = {id(parameter) for group in groups for parameter in group}
         rest = [p for p in self.network.parameters() if p.requires_grad and id(p) not in gates]
         optimizer = self.make_optimizer([{"params": group} for group in (rest, *groups)])
-        rates = [rate for rate, part in zip((self.layer_lr, self.channel_lr), parts, strict=True) if part is not None]
-        for group, rate in zip(optimizer.param_groups[1:], rates, strict=True):
-            group["lr"] *= rate
+        for part, group in zip(parts, optimizer.param_groups[1:], strict=True):
+            group["lr"] *= self.recurrent_lr if isinstance(part, RecurrentGate) else self.conv_lr
         return optimizer
 
     def logits(self, images: Tensor) -> Gated:
-        return self.network.gated(images)
+        return self.network.gated(images, heads=self.all_exits)
 
     def used(self, decisions: Decisions) -> Tensor:
         """Share of the backbone's resource that n images use, their average; above 1 where gates cost more than they
@@ -158,7 +159,8 @@ class IADI(Classifier):
         alpha: Any = self.alpha
         if self.pressure is not None:
             alpha = self.pressure(self._of_all(saving), self._done()) / self.mflops
-        for name, value in (("saving", saving), ("alpha", alpha), ("skip_ratio", 1 - logits.decisions.runs.mean())):
+        kind = "saving" if self.costs.convention == "macs" else "energy_saving"
+        for name, value in ((kind, saving), ("alpha", alpha), ("skip_ratio", 1 - logits.decisions.runs.mean())):
             self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(targets), sync_dist=True)
         return self.prediction_loss(logits.logits, targets) + alpha * self.mflops * used
 
@@ -172,21 +174,26 @@ class IADI(Classifier):
         return self.trainer.global_step / max(1.0, float(self.trainer.estimated_stepping_batches))
 
     def on_validation_epoch_start(self) -> None:
-        self.savings: list[Tensor] = []
+        self.saved = torch.zeros(2, device=self.device)  # sum over the images, and how many
 
     def _evaluated(self, batch: Batch) -> dict[str, Any]:
         known = super()._evaluated(batch)
-        if self.pressure is not None and not self.trainer.testing:
-            self.savings.append(1 - self.used(known["decisions"]).detach())
+        if not self.trainer.testing:
+            saving, count = 1 - self.used(known["decisions"]).detach(), len(batch[1])
+            self.saved += torch.stack([saving * count, saving.new_tensor(count)]).to(self.saved.dtype)
         return known
 
     def on_validation_epoch_end(self) -> None:
-        if self.pressure is not None and self.savings:
-            self.pressure.correct(self._of_all(torch.stack(self.savings).mean()))
+        if self.pressure is not None:
+            total, count = self._of_all(self.saved)
+            if count > 0:
+                self.pressure.correct(total / count)
 
 
 class RADI(IADI):
     """All exits, backbone and gates end to end: the direct sum of the exits' cross-entropies (equation 4) + α E."""
+
+    all_exits = True
 
     def trained(self) -> list[nn.Module]:
         return [self.network.chain, self.network.heads, *self.gating]

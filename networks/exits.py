@@ -169,8 +169,11 @@ class EarlyExitNetwork(nn.Module):
         """
         return self.ungated(x) if self.gating is None else self.gated(x).logits
 
-    def gated(self, x: Tensor) -> Gated:
+    def gated(self, x: Tensor, heads: bool = True) -> Gated:
         """The same with what the gates decided.
+
+        Args:
+            heads: whether the early exits' logits are computed, too.
 
         Raises:
             ValueError: a network without gates.
@@ -179,7 +182,7 @@ class EarlyExitNetwork(nn.Module):
             raise ValueError("Expected a network with gates, got one without.")
         x = self.chain.run(x, stop=0)
         way = Multiplied(self.gating, x)
-        exits = dict(zip(self.taps, self.heads, strict=True))
+        exits = dict(zip(self.taps, self.heads, strict=True)) if heads else {}
         logits = []
         blocks: Any = self.chain.blocks
         for i, block in enumerate(blocks):
@@ -270,10 +273,12 @@ def device_part(network: EarlyExitNetwork) -> EarlyExitNetwork:
     """What a device runs: everything before the cut, its modules shared. Exit N answers with zeros at no cost.
 
     Raises:
-        ValueError: a network without an early exit, which has no cut.
+        ValueError: a network without an early exit, which has no cut; one with gates.
     """
     if not network.taps:
         raise ValueError("Expected a network with an early exit, got none: it has no cut.")
+    if network.gating is not None:
+        raise ValueError("Expected a network without gates.")
     chain, cut = network.chain, network.taps[-1]
     stages = [info.stage for info in chain.info[:cut]]
     lengths = [stages.count(stage) for stage in dict.fromkeys(stages)]

@@ -299,7 +299,7 @@ def _skippable(chain: Chain) -> list[Skippable]:
             raise ValueError(
                 "Gates need a backbone whose blocks have a shortcut, or nothing would remain of a skipped one; the "
                 f"blocks of this backbone ({type(block).__name__}) have none: choose a resnet or densenet, or "
-                "method/gates=none."
+                "another method, such as early_exit."
             )
         found.append(block)
     return found

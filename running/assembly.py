@@ -99,7 +99,9 @@ def in_memory_format(cfg: DictConfig, network: EarlyExitNetwork) -> None:
     if cfg.compile:
         network.compile()
         network.chain.compile()
-        network.gated = torch.compile(network.gated)  # type: ignore[method-assign]
+        if network.gating is not None:  # of which the loss takes more than the network's own call gives
+            network.gated = torch.compile(network.gated)  # type: ignore[method-assign]
+            network.ungated = torch.compile(network.ungated)  # type: ignore[method-assign]
 
 
 def build_callbacks(nodes: DictConfig | None) -> list[Any]:

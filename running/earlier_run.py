@@ -47,7 +47,7 @@ def load_weights(cfg: DictConfig, network: EarlyExitNetwork, run_dir: RunDirecto
             parts = ("chain.", "gating.") if "gives_gates" in given_by_run(cfg) else ("chain.",)
         weights = {name: value for name, value in weights.items() if name.startswith(parts)}
     fresh = start_from(network, weights, str(source))
-    if fresh and network.gating is None:
+    if fresh and (earlier is None or network.gating is None):
         log.info("%s has no weights for %d tensors, which start untrained: %s, ...", source, len(fresh), fresh[0])
 
 
@@ -69,6 +69,11 @@ def require_same(cfg: DictConfig, earlier: Any) -> None:
             for name in sorted(theirs | ours)
             if ours.get(name) != "auto" and theirs.get(name) != ours.get(name)
         ]
+    if gates_of(stored) and not gates_of(cfg):
+        raise ValueError(
+            f"method.from_run={earlier} was trained with gates, without which it is another network; choose a run "
+            "without, or go on with method=ddi or iadi and the same method/gates."
+        )
     if OmegaConf.select(stored, "method.pruning") is not None:
         raise ValueError(f"method.from_run={earlier} is a pruned network; choose the run that it was pruned from.")
     if differing:

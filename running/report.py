@@ -61,7 +61,7 @@ def write_figures(metrics: Mapping[str, float], folder: Path, cfg: DictConfig, s
     gates = cfg.method.gates
     skipped = _of_blocks(metrics, "skip_ratio", sum(stages)) if gates.layer else None
     closed = _of_blocks(metrics, "closed_ratio", sum(stages)) if gates.channel else None
-    saved = f"{gates.name}: {metrics['test/saving']:.1%} of the MACs saved"
+    saved = f"{gates.get('name', 'gates')}: {metrics['test/saving']:.1%} of the MACs saved"
     save(skips_figure(skipped, closed, stages, f"{title}; {saved}"), folder / "figures" / "skips.png")
 
 

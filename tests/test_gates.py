@@ -425,7 +425,7 @@ def bottlenecks() -> Chain:
     return chain_of_resnet(ResNet(Bottleneck, [1, 1, 1, 1], CLASSES), (3, 64, 64))
 
 
-NO_SHORTCUT = r"resnet or densenet, or method/gates=none"
+NO_SHORTCUT = r"resnet or densenet, or another method"
 REFUSED: dict[str, tuple[Callable[[], Chain], dict[str, Any], str]] = {
     "vgg": (lambda: vgg(16, 5, (3, 32, 32)), {}, NO_SHORTCUT),
     "alexnet": (lambda: alexnet(5, (3, 32, 32)), {}, NO_SHORTCUT),

@@ -196,7 +196,7 @@ def test_published_values_stand_beside_runs_of_the_paper(
     run = Skipping("a", backbone, "iadi", "mgl2s", "macs", 0.5, None, 9, 0.9, 1e7, 0.456, 0.3, 0.5, 0.2)
     [content] = table_i([run], dataset).values()
     assert [row["a"] for row in content] == ["45.60", "30.00", "90.00"]
-    theirs = [row.get("published 1") for row in content]
+    theirs = [row.get("published, CIFAR-10 (1)") for row in content]
     assert theirs == (["40.00", "36.08", "93.65"] if backbone == "resnet74" and published else [None] * 3)
 
 
