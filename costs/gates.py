@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from networks.chain import Chain, Shape
-from networks.gates import Gating, RecurrentGate
+from networks.gate_designs import RecurrentGate
+from networks.gates import Gating
 from networks.quantization import QuanConv
 from networks.skipping import Skippable, last_conv
 

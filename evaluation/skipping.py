@@ -71,6 +71,7 @@ class Skipping:
     def strategy(self) -> str:
         """Backbone and way to skip."""
         way = "SkipNet" if self.method == "skipnet" else STRATEGIES.get(self.gates, self.gates)
+        way += ", with exits" if self.method == "ddi" else ""  # trained longer, with another loss
         return f"{self.backbone}, {way}" if self.gates else self.backbone
 
 

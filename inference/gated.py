@@ -11,7 +11,8 @@ from torch import Tensor
 from costs.network import NetworkCosts
 from networks.chain import Gates
 from networks.exits import EarlyExitNetwork
-from networks.gates import RUNS, Decisions, GatePass, RecurrentGate
+from networks.gate_designs import RecurrentGate
+from networks.gates import RUNS, Decisions, GatePass
 from networks.quantization import QuanConv
 from networks.skipping import Skippable
 

@@ -14,7 +14,8 @@ from costs.network import network_costs
 from lightning_modules.classifier import Batch, Classifier
 from lightning_modules.pressure import Pressure
 from networks.exits import EarlyExitNetwork, Gated
-from networks.gates import Decisions, RecurrentGate
+from networks.gate_designs import RecurrentGate
+from networks.gates import Decisions
 
 Resource = Literal["macs", "energy"]
 NO_GATES = "Expected gates to train, there are none; choose method/gates=mgl2s, or method=early_exit or plain."

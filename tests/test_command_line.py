@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 BAD = {
     "backbone=resnet21": r"backbone=resnet21 is not an option; backbone is one of alexnet, .*vgg16_bn\.",
     "precision=w3a3": r"precision is one of fp32, w1a1, w2a2, w4a4, w8a8\.",
-    "experiment=nothing": r"experiment is one of exit_predictor/alexnet_cifar10, ",
+    "experiment=nothing": r"experiment is one of ddi/densenet100_cifar10, ",
     "backbon=resnet20": r"no key 'backbon'; the nearest is 'backbone'\.",
     "method/exit=none": r"no key 'method/exit'; the nearest is 'method/exits'\.",
     "optimizer.momentun=1": r"no key 'optimizer.momentun'; the nearest is 'optimizer.momentum'\.",

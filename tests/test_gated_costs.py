@@ -24,7 +24,8 @@ from costs.network import NetworkCosts, network_costs
 from networks.backbones.densenet import densenet_bc
 from networks.backbones.resnet import cifar_resnet
 from networks.exits import EarlyExitNetwork, StageFractions, with_exits
-from networks.gates import Decisions, RecurrentGate, gating
+from networks.gate_designs import RecurrentGate
+from networks.gates import Decisions, gating
 from networks.heads import light
 from networks.quantization import QuanConv
 from tests.conftest import composed

@@ -21,7 +21,8 @@ from networks.backbones.vgg import vgg
 from networks.chain import Chain, Gates
 from networks.edge import quantizable, quantized
 from networks.exits import EarlyExitNetwork, with_exits
-from networks.gates import GatePass, Gating, Multiplied, RecurrentGate, gating, straight_through
+from networks.gate_designs import RecurrentGate
+from networks.gates import GatePass, Gating, Multiplied, gating, straight_through
 from networks.heads import light
 from networks.skipping import Skippable
 from tests.conftest import stirred

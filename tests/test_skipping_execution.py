@@ -29,7 +29,8 @@ from inference.travel import Prediction
 from networks.backbones.resnet import basic_block
 from networks.chain import Chain
 from networks.exits import EarlyExitNetwork, with_exits
-from networks.gates import Decisions, RecurrentGate, gating
+from networks.gate_designs import RecurrentGate
+from networks.gates import Decisions, gating
 from networks.heads import light
 from networks.quantization import QuanConv
 from tests.test_gates import CHAINS, DESIGNS, FULL_PRECISION, blocks_of, gated_network, images_of, lively, reference
