@@ -52,7 +52,9 @@ class Executor:
         self.heads: list[nn.Module] = [*network.heads, network.chain.head]
         self.ends = (*network.taps, len(network.chain.blocks))
         shapes = network.chain.tap_shapes()
-        self.pieces = [_piece(shapes[start : end + 1]) for start, end in pairwise((0, *self.ends))]
+        # of images with gates a part skips, and what a piece costs beside its blocks counts for more
+        larger = 1 if network.gating is None else 2
+        self.pieces = [larger * _piece(shapes[start : end + 1]) for start, end in pairwise((0, *self.ends))]
         policy.check(self.costs, network.chain.num_classes)
         fits = temperatures is None or len(temperatures) == network.num_exits
         if not fits or not all(0 < temperature < math.inf for temperature in temperatures or ()):

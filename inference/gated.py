@@ -14,7 +14,7 @@ from networks.exits import EarlyExitNetwork
 from networks.gate_designs import RecurrentGate
 from networks.gates import RUNS, Decisions, GatePass
 from networks.quantization import QuanConv
-from networks.skipping import Skippable
+from networks.skipping import Skippable, chosen
 
 
 class GatedFeatures:
@@ -131,7 +131,7 @@ class GatedFeatures:
             if len(index) == 0:
                 return block.skipped(entered), runs, all_channels
             rows = None if len(index) == len(x) else index
-            some = entered if rows is None else entered[rows]
+            some = entered if rows is None else chosen(entered, rows)
         scores = gates.channels(i, some, block.gate_channels, rows)
         if isinstance(self.gating.channel, RecurrentGate):
             self.beyond += len(some) * _folded(

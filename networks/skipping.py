@@ -96,6 +96,13 @@ class Skippable(Block):
         return self.join(entered, put(remainder.clone(), 1, channels, some))
 
 
+def chosen(x: Tensor, rows: Tensor) -> Tensor:
+    """``x[rows]`` (m, c, h, w) in the memory format of x, which takes three times as long in channels_last."""
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return x[rows]
+    return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+
+
 def put(into: Tensor, dim: int, index: Tensor, part: Tensor) -> Tensor:
     """Overwrites what is there, where it has the part's type; a part of few bits is in fp32, whatever autocast says."""
     dtype = torch.promote_types(into.dtype, part.dtype)

@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from networks.backbones.pretrained import torchvision_model
 from networks.chain import Chain, Gates, initialize
 from networks.quantization import QuanConv, normalized_relu
-from networks.skipping import Skippable, put
+from networks.skipping import Skippable, chosen, put
 
 
 class ResidualBlock(Skippable):
@@ -67,7 +67,7 @@ class ResidualBlock(Skippable):
         if self._keeps:
             return put(entered, 0, rows, self.gated(some, gates))
         remainder = self.remainder(entered)
-        mixed = self.mixed(some, remainder[rows], gates)
+        mixed = self.mixed(some, chosen(remainder, rows), gates)
         return self.join(entered, put(remainder, 0, rows, mixed))
 
     @property
