@@ -431,7 +431,7 @@ def test_pieces_that_fit_the_cache_change_nothing(name: str, design: str, mask: 
     for least in (1, 2, 5):
         monkeypatch.setattr(execution, "LEAST_PIECE", least)
         executor = Executor(known.network, rule.policy(), costs=costs)
-        assert set(executor.pieces) == {least}
+        assert set(executor.pieces) == {2 * least}
         apart = executor(known.images)
         assert torch.equal(apart.exit, together.exit)
         assert torch.equal(apart.label, together.label)
