@@ -40,10 +40,11 @@ def cost_table(network: EarlyExitNetwork, max_rows: int = 60, chip: EnergyModel 
 
     Of a block: its MACs, those of its gates if it has any, and the backbone's up to there, nothing skipped. Of an exit:
     the MACs of its head, those of an image that leaves there, all heads on its way included, the latter in ptflops and,
-    with a chip, in µJ. A line marks the cut: what is above it runs on the device.
+    with a chip and without gates, in µJ. A line marks the cut: what is above it runs on the device.
     """
     costs, ptflops = network_costs(network, "macs"), network_costs(network, "ptflops")
-    energy = [] if chip is None else [f"{uj:.1f}" for uj in network_energy(network, chip).leaving]
+    narrow = chip is None or bool(costs.gates)  # both columns would not fit a terminal
+    energy = [] if chip is None or narrow else [f"{uj:.1f}" for uj in network_energy(network, chip).leaving]
     table = Table(
         title="Cost per image, in millions",
         title_justify="left",

@@ -208,6 +208,10 @@ def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
             phases += _trainings(cfg, name, node, network, left)
     if not nodes:
         raise ValueError("Expected at least one phase in method.phases, got none.")
+    if (target := OmegaConf.select(cfg, "method.target_saving")) is not None:
+        log.info("alpha follows method.target_saving=%s; method.alpha is not used.", target)
+    elif "target_saving" in cfg.method:
+        log.info("alpha is fixed at method.alpha=%s.", cfg.method.alpha)
     return phases
 
 
