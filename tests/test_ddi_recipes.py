@@ -118,3 +118,9 @@ def test_exits_without_gates_answer_at_any_time_too() -> None:
     for answer, z in zip(executor.anytime(images), logits, strict=True):
         assert torch.equal(answer.label, z.argmax(1))
     assert executor.executed_macs == network_costs(network).leaving[-1]
+
+
+@pytest.mark.parametrize("name", ["gates", "resource"])
+def test_sweeps_start_from_one_base(name: str) -> None:
+    cfg = composed(f"sweep={name}", "method.from_run=x")
+    assert (cfg.method.name, cfg.method.from_run) == ("iadi", "x")
