@@ -98,12 +98,12 @@ def gated(chain: Chain, design: str, share: float) -> EarlyExitNetwork:
 def times_table(chain: Chain, size: int) -> Table:
     """The executor with gates, and everything multiplied, against the plain backbone."""
     sides: dict[str, Side] = {"plain": chain}
-    named: dict[str, tuple[str, float, str]] = {}
+    named: dict[str, tuple[str, float]] = {}
     for design in GATES:
         for share in (0.5, 1.0):
             network = gated(chain, design, share)
             name = f"{design}, {share:.0%} of the blocks run"
-            sides[name], named[name] = Executor(network, Never()), (design, share, "")
+            sides[name], named[name] = Executor(network, Never()), (design, share)
     network = gated(chain, "layer_rnn", 0.5)
     sides["layer_rnn, 50%, multiplied"] = lambda images: network.gated(images).logits[-1].argmax(1)
     stream = random_images().split(size)
@@ -113,7 +113,7 @@ def times_table(chain: Chain, size: int) -> Table:
         table.add_column(column, justify="right" if column else "left")
     for name in list(sides)[1:]:
         low, middle, high = statistics.quantiles([each[name] / each["plain"] for each in rounds], n=4)
-        design, share, _ = named.get(name, ("", 0.0, ""))
+        design, share = named.get(name, ("", 0.0))
         target = TARGETS.get((design, share, size))
         table.add_row(name, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"<= {target:.2f}" if target else "")
     return table

@@ -38,7 +38,11 @@ class BlockGates:
     @property
     def layers(self) -> float:
         """Of its layers with all channels."""
-        return self.fixed + self.each * self.channels + self.square * self.channels**2
+        return self.layers_with(self.channels)
+
+    def layers_with(self, channels: int) -> float:
+        """Of its layers with so many channels, at least one."""
+        return self.fixed + self.each * channels + self.square * channels**2
 
 
 class Shrinks(NamedTuple):

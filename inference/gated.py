@@ -99,7 +99,7 @@ class GatedFeatures:
             return block.skipped(entered), 0, 0
         if open == gate.channels:
             return block.gated(entered), gate.layers, gate.layers
-        spent = gate.fixed + gate.each * open + gate.square * open * open
+        spent = gate.layers_with(open)
         whole = any(isinstance(layer, QuanConv) for layer in block.layers)
         return block.with_channels(entered, kept, self.gating.inner), spent, gate.layers if whole else spent
 
@@ -111,10 +111,11 @@ class GatedFeatures:
             runs.append(ran)
             channels.append(open)
         decided = Decisions(torch.stack(runs), torch.stack(channels))
-        full = torch.tensor([[gate.channels] for gate in self.costs.gates[start:end]], device=x.device)
         spent = self.costs.of_blocks(decided, start)
-        computed = self.costs.of_blocks(Decisions(decided.runs, full.expand_as(decided.runs)), start)
-        self.beyond += int((computed - spent).sum())
+        if self.gating.channel is not None:  # closed channels are computed all the same
+            full = torch.tensor([[gate.channels] for gate in self.costs.gates[start:end]], device=x.device)
+            computed = self.costs.of_blocks(Decisions(decided.runs, full.expand_as(decided.runs)), start)
+            self.beyond += int((computed - spent).sum())
         return x, spent.sum(0)
 
     def _block(self, block: Skippable, i: int, x: Tensor, gates: GatePass) -> tuple[Tensor, Tensor, Tensor]:
