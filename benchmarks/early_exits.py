@@ -32,7 +32,8 @@ from inference.replay import curve
 from inference.thresholds import Confidence
 from inference.trace import Trace
 from networks.backbones.resnet import cifar_resnet
-from networks.exits import EarlyExitNetwork, MacFractions, with_exits
+from networks.early_exit_network import EarlyExitNetwork, with_exits
+from networks.exits import MacFractions
 from networks.heads import light
 from running.hardware import keep_freed_memory
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from costs.network import network_costs
 from networks.backbones.resnet import cifar_resnet
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.exit_predictor import fcs_only, lenet, separable
-from networks.exits import EarlyExitNetwork, StageFractions, with_exits
+from networks.exits import StageFractions
 from networks.heads import exit_predictor
 
 ROUNDS = {1: 200, 128: 15}  # by batch size

@@ -28,7 +28,7 @@ from inference.policies import Never
 from lightning_modules.skipping import IADI
 from networks.backbones.resnet import cifar_resnet
 from networks.chain import Chain
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.gates import GatePass, Gating
 from running.hardware import keep_freed_memory
 

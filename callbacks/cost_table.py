@@ -11,7 +11,7 @@ from rich.table import Table
 
 from costs.energy import EnergyModel, network_energy
 from costs.network import NetworkCosts, network_costs
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 
 COLUMNS = ("block", "stage", "shape", "MACs", "cumulative", "exit", "head", "leaving", "ptflops")
 

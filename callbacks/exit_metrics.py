@@ -21,7 +21,7 @@ from inference.replay import kinds, replay
 from inference.skips import gated_channels, savings
 from inference.thresholds import Confidence, Thresholds
 from inference.trace import Trace, as_decided, assembled
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 
 
 class ExitMetrics(pl.Callback):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from costs.gates import BlockGates, Shares, Shrinks, block_gates
 from costs.network import NetworkCosts
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.quantization import FULL, QuanConv
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.packing import packed_state
 
 

@@ -15,7 +15,7 @@ from costs.counting import CONVENTIONS, count
 from costs.counting import Convention as Counted
 from costs.gates import BlockGates, Shares, Shrinks, block_gates
 from networks.chain import Chain
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.gates import Decisions
 
 Convention = Literal[Counted, "energy_uj"]

@@ -17,8 +17,8 @@ from inference.policies import FixedExit
 from inference.replay import Outcome, replay
 from inference.trace import Trace
 from networks.chain import Chain
+from networks.early_exit_network import EarlyExitNetwork
 from networks.edge import quantizable
-from networks.exits import EarlyExitNetwork
 from networks.quantization import FULL, quantized_convs
 from running.assembly import built
 

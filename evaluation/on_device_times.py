@@ -15,7 +15,7 @@ from evaluation.tracing import Images, Machine
 from inference.executor import Executor
 from inference.predicted import Predicted
 from inference.thresholds import Confidence
-from networks.exits import device_part
+from networks.early_exit_network import device_part
 
 
 def measured(comparison: Comparison, results: Sequence[Result], images: Images, machine: Machine) -> Comparison:

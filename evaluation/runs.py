@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from evaluation.labels import labels
 from inference.points import from_plain
 from inference.policies import Policy
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.packing import unpacked_state
 from running.assembly import build_network, build_policy, shaped
 from storage.run_directory import RunDirectory

@@ -19,7 +19,7 @@ from inference.budget import Budget
 from inference.replay import Curve, curve, replay
 from inference.skips import closed_ratios, gated_channels, savings, skip_ratios, way_costs
 from inference.trace import Trace
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.gates import Decisions, Multiplied
 from storage.run_directory import RunDirectory
 

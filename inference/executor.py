@@ -14,7 +14,7 @@ from inference.gated import GatedFeatures
 from inference.policies import Policy
 from inference.travel import Prediction, answers, travel
 from networks.chain import Shape
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 
 CACHE = 2**22  # bytes
 LEAST_PIECE = 32  # images

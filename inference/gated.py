@@ -10,7 +10,7 @@ from torch import Tensor
 
 from costs.network import NetworkCosts
 from networks.chain import Gates
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.gate_designs import RecurrentGate
 from networks.gates import RUNS, Decisions, GatePass
 from networks.quantization import QuanConv

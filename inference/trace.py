@@ -16,7 +16,7 @@ from torch import Tensor
 
 from costs.gates import BlockGates
 from costs.network import NetworkCosts, network_counts
-from networks.exits import EarlyExitNetwork, Gated
+from networks.early_exit_network import EarlyExitNetwork, Gated
 from networks.gates import Decisions
 from storage.files import written_aside
 

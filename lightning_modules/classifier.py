@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.quantization import quantized_convs
 
 Batch = Sequence[Tensor]  # images (N, C, H, W), labels (N,), and what the data set knows besides

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.classifier import Classifier
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 
 # of the exits in order, by the number of exits, as printed in the papers
 PUBLISHED: dict[str, dict[int, tuple[float, ...]]] = {

@@ -13,7 +13,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 from datamodules.image_data import ImageData
 from inference.thresholds import Thresholds
 from lightning_modules.classifier import Batch, Classifier
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 
 
 class Distillation(Classifier):

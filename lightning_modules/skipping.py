@@ -13,7 +13,7 @@ from costs.energy import EnergyModel, network_energy
 from costs.network import network_costs
 from lightning_modules.classifier import Batch, Classifier
 from lightning_modules.pressure import Pressure
-from networks.exits import EarlyExitNetwork, Gated
+from networks.early_exit_network import EarlyExitNetwork, Gated
 from networks.gate_designs import RecurrentGate
 from networks.gates import Decisions
 

@@ -17,7 +17,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from networks.chain import Block
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from inference.policies import Policy
 from inference.thresholds import Confidence
 from lightning_modules.classifier import Classifier
 from networks.chain import Chain
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.edge import edge_blocks, quantizable, quantized
-from networks.exits import EarlyExitNetwork, with_exits
 from networks.pruning import pruned
 from networks.quantization import FULL, quantized_convs
 from running.earlier_run import given_by_run

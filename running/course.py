@@ -21,7 +21,7 @@ from inference.policies import Policy
 from inference.replay import kinds, replay
 from inference.trace import Trace
 from lightning_modules.classifier import Classifier, Frozen
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from running.epochs import EpochRow, EpochSeed
 from running.interruption import is_first
 from running.phases import Choosing, Phase, Training

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.packing import unpacked_state
 from storage.run_directory import RunDirectory
 from storage.weights import NAME, read_weights, start_from

@@ -13,7 +13,7 @@ from costs.network import network_costs
 from inference.choices import Choice
 from inference.policies import Policy
 from lightning_modules.classifier import Classifier
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from running.processes import to_start
 
 

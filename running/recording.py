@@ -12,7 +12,7 @@ from costs.network import network_counts
 from datamodules.image_data import ImageData
 from inference.trace import Trace, as_decided, assembled, joined
 from lightning_modules.classifier import Frozen
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 
 Batches = list[dict[str, Any]]
 

@@ -17,7 +17,8 @@ from networks.backbones.alexnet import alexnet
 from networks.backbones.densenet import densenet_bc
 from networks.backbones.resnet import cifar_resnet, torchvision_resnet
 from networks.backbones.vgg import vgg
-from networks.exits import EarlyExitNetwork, StageFractions, with_exits
+from networks.early_exit_network import EarlyExitNetwork, with_exits
+from networks.exits import StageFractions
 from tests.conftest import stirred
 
 

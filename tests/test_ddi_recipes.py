@@ -13,7 +13,7 @@ from costs.network import network_costs
 from inference.executor import Executor
 from inference.policies import FixedExit, Never
 from inference.thresholds import Confidence
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from running.assembly import build_network, build_phases
 from tests.cases import SMALL
 from tests.conftest import composed

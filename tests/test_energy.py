@@ -11,9 +11,9 @@ from torch import nn
 
 from costs.energy import Chip, layer_sizes, network_energy
 from networks.backbones.resnet import cifar_resnet
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.edge import quantized
 from networks.exit_predictor import separable
-from networks.exits import EarlyExitNetwork, with_exits
 from networks.heads import hybrid, light
 from networks.quantization import QuanConv
 from tests.conftest import composed

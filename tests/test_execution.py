@@ -26,7 +26,7 @@ from inference.thresholds import Confidence, Entropy, Margin
 from inference.trace import Trace, read_trace, record, write_trace
 from inference.travel import Prediction
 from networks.backbones.resnet import cifar_resnet
-from networks.exits import EarlyExitNetwork, with_exits
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.heads import light
 from tests.conftest import stirred
 from tests.tiny import tiny

@@ -24,8 +24,8 @@ from inference.predicted import Predicted
 from inference.thresholds import Confidence
 from lightning_modules.exit_predictor import Distillation
 from networks.backbones.resnet import cifar_resnet
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.exit_predictor import separable
-from networks.exits import EarlyExitNetwork, with_exits
 from networks.heads import light
 from running.command_line import Refused
 from tests.cases import SMALL

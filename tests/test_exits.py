@@ -16,7 +16,8 @@ from networks.backbones.densenet import densenet_bc
 from networks.backbones.resnet import cifar_resnet, torchvision_resnet
 from networks.backbones.vgg import vgg
 from networks.chain import Chain
-from networks.exits import Blocks, EarlyExitNetwork, MacFractions, StageFractions, with_exits
+from networks.early_exit_network import EarlyExitNetwork, with_exits
+from networks.exits import Blocks, MacFractions, StageFractions
 
 BACKBONES = {
     "alexnet": lambda: alexnet(4),

@@ -23,7 +23,8 @@ from costs.hierarchy import Hierarchy
 from costs.network import NetworkCosts, network_costs
 from networks.backbones.densenet import densenet_bc
 from networks.backbones.resnet import cifar_resnet
-from networks.exits import EarlyExitNetwork, StageFractions, with_exits
+from networks.early_exit_network import EarlyExitNetwork, with_exits
+from networks.exits import StageFractions
 from networks.gate_designs import RecurrentGate
 from networks.gates import Decisions, gating
 from networks.heads import light

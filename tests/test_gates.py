@@ -19,8 +19,8 @@ from networks.backbones.densenet import DenseLayer, bottleneck_layer, densenet_b
 from networks.backbones.resnet import basic_block, chain_of_resnet, cifar_resnet
 from networks.backbones.vgg import vgg
 from networks.chain import Chain, Gates
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.edge import quantizable, quantized
-from networks.exits import EarlyExitNetwork, with_exits
 from networks.gate_designs import RecurrentGate
 from networks.gates import GatePass, Gating, Multiplied, gating, straight_through
 from networks.heads import light

@@ -19,7 +19,7 @@ from inference.executor import Executor
 from inference.thresholds import Entropy
 from lightning_modules.early_exit import Joint, OneExit
 from lightning_modules.plain import Plain
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.quantization import quantized_convs
 from running.assembly import build_network, build_phases, build_policy
 from running.command_line import Refused

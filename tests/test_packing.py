@@ -20,9 +20,9 @@ from networks.backbones.densenet import densenet_bc
 from networks.backbones.resnet import cifar_resnet
 from networks.backbones.vgg import ConvUnit
 from networks.chain import Chain
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.edge import quantizable, quantized
 from networks.exit_predictor import separable
-from networks.exits import EarlyExitNetwork, with_exits
 from networks.packing import pack, packed_state, unpack, unpacked_state
 from networks.quantization import QuanConv, quantized_convs, weight_codes
 from storage.weights import read_weights, write_weights

@@ -25,8 +25,9 @@ from inference.replay import curve, kinds, oracle, replay
 from inference.thresholds import Confidence
 from inference.trace import Trace, assembled, read_trace, record, write_trace
 from networks.backbones.vgg import vgg
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.exit_predictor import fcs_only, separable
-from networks.exits import EarlyExitNetwork, StageFractions, with_exits
+from networks.exits import StageFractions
 from networks.heads import exit_predictor, light
 from tests.conftest import stirred
 from tests.test_calibration import made_trace, stops_of

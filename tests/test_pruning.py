@@ -21,8 +21,9 @@ from networks.backbones.densenet import densenet_bc
 from networks.backbones.resnet import ResidualBlock, cifar_resnet, torchvision_resnet
 from networks.backbones.vgg import vgg
 from networks.chain import Block, Chain, Gates
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.exit_predictor import separable
-from networks.exits import Blocks, EarlyExitNetwork, Places, StageFractions, with_exits
+from networks.exits import Blocks, Places, StageFractions
 from networks.pruning import pruned
 from tests.conftest import stirred
 

@@ -21,8 +21,8 @@ from networks.backbones.densenet import DenseLayer, bottleneck_layer, densenet_b
 from networks.backbones.resnet import ResidualBlock, _residual_block, basic_block, cifar_resnet
 from networks.backbones.vgg import ConvUnit, vgg
 from networks.chain import Block, Gates
+from networks.early_exit_network import EarlyExitNetwork
 from networks.edge import AlongEdge, edge_blocks, quantizable, quantized
-from networks.exits import EarlyExitNetwork
 from networks.quantization import quantized_convs
 from running.assembly import build_network
 from tests.conftest import composed, stirred

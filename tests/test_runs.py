@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import train
 from callbacks.metrics_csv import KEYS
 from lightning_modules.early_exit import loss_weights
-from networks.exits import EarlyExitNetwork
+from networks.early_exit_network import EarlyExitNetwork
 from networks.packing import unpacked_state
 from running.assembly import build_network, build_phases
 from running.command_line import Refused

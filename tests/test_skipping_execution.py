@@ -28,7 +28,7 @@ from inference.trace import Trace, read_trace, record, write_trace
 from inference.travel import Prediction
 from networks.backbones.resnet import basic_block
 from networks.chain import Chain
-from networks.exits import EarlyExitNetwork, with_exits
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.gate_designs import RecurrentGate
 from networks.gates import Decisions, gating
 from networks.heads import light

@@ -23,7 +23,7 @@ from datamodules.image_data import ImageData
 from inference.trace import as_decided
 from lightning_modules.pressure import Pressure
 from lightning_modules.skipping import IADI, RADI, WarmUp
-from networks.exits import EarlyExitNetwork, with_exits
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.gates import gating
 from networks.heads import light
 from running.assembly import build_network, build_phases

@@ -21,7 +21,7 @@ from lightning_modules.plain import Plain
 from lightning_modules.schedules import cosine_then_hold
 from networks import heads
 from networks.backbones.resnet import cifar_resnet
-from networks.exits import EarlyExitNetwork, with_exits
+from networks.early_exit_network import EarlyExitNetwork, with_exits
 from tests.conftest import stirred
 
 SGD = partial(torch.optim.SGD, lr=0.1)
