@@ -77,7 +77,7 @@ def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
         shaped,
     )
     from running.course import require_choices
-    from running.earlier_run import load_weights
+    from running.earlier_run import given_by_run, load_weights
     from running.phases import check
 
     prepare(cfg)
@@ -89,8 +89,7 @@ def build(cfg: DictConfig, run_dir: RunDirectory) -> Run:
     callbacks, loggers = build_callbacks(cfg.callbacks), build_callbacks(cfg.logger)
     policy, phases = build_policy(cfg, data.num_classes), build_phases(cfg, network)
     require_choices(phases, run_dir)
-    ready = bool(cfg.method.get("from_run")) and network.gating is None
-    processes = check(phases, network, policy, cfg.trainer, ready)
+    processes = check(phases, network, policy, cfg.trainer, given_by_run(cfg))
     data.setup()
     return Run(data, network, policy, phases, callbacks, loggers, processes)
 

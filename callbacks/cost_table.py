@@ -63,15 +63,21 @@ def cost_table(network: EarlyExitNetwork, max_rows: int = 60, chip: EnergyModel 
     if network.predictor is not None:
         scores, cost = str(network.num_exits - 1), _millions(costs.predictor, ptflops.predictor)
         table.add_row("predictor", "", scores, cost[0], *empty, "", "", "", "", cost[1])
+    codec = []
+    if network.codec is not None:
+        codec = [("encoder", network.codec.code_shape, costs.encoder, True),
+                 ("decoder", network.codec.shape, costs.decoder, False)]  # fmt: skip
     for i, macs in enumerate(costs.blocks):
         tap = i + 1
-        if len(costs.blocks) > max_rows and tap not in exits:
+        if len(costs.blocks) > max_rows and tap not in exits and tap != network.cut:
             continue
         stage = str(network.chain.info[i].stage + 1)
         exit_cells = _exit_cells(exits[tap], costs, ptflops, energy) if tap in exits else []
         gates = _millions(*[gate.layer + gate.channel for gate in costs.gates[i : i + 1]])
         cells = [*_millions(macs), *gates, *_millions(costs.until_tap[tap]), *exit_cells]
-        table.add_row(str(tap), stage, _shape(shapes[tap]), *cells, end_section=tap == max(exits, default=0))
+        table.add_row(str(tap), stage, _shape(shapes[tap]), *cells, end_section=tap == network.cut and not codec)
+        for name, shape, own, ends in codec if tap == network.cut else ():
+            table.add_row(name, "", _shape(shape), *_millions(own), end_section=ends)
     last = _exit_cells(len(network.taps), costs, ptflops, energy)
     whole = _millions(costs.heads[-1], costs.backbone)
     table.add_row("head", "", str(network.chain.num_classes), whole[0], *empty, whole[1], *last)

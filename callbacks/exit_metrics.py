@@ -14,10 +14,12 @@ from torchmetrics import Accuracy, Metric
 from callbacks.finite_loss import NonFiniteLoss
 from costs.energy import EnergyModel, network_energy
 from costs.footprint import device_bytes
+from costs.latency import CoInference, network_latency
 from costs.network import NetworkCosts, network_counts
+from costs.transmission import sent_bytes
 from inference.policies import Policy
 from inference.predicted import Predicted
-from inference.replay import kinds, replay
+from inference.replay import kinds, replay, with_parts
 from inference.skips import gated_channels, savings
 from inference.thresholds import Confidence, Thresholds
 from inference.trace import Trace, as_decided, assembled
@@ -29,10 +31,11 @@ class ExitMetrics(pl.Callback):
 
     - ``exit_k/acc``: accuracy of exit k on all samples;
     - ``exit_k/fraction``: share of the samples that leave at exit k;
-    - ``acc``, ``macs``, ``device_macs``, ``server_macs`` (per image; the cut follows the last early exit) under the
-      run's policy; at first that is to leave at the first exit whose largest softmax probability is at least the
-      threshold (equation 2 of the Exit Predictor paper), until a phase of the method chooses another;
-    - ``energy_uj`` and its parts, likewise: see ``costs.energy``;
+    - ``acc``, ``macs``, ``device_macs``, ``server_macs`` (per image, before and behind the cut) under the run's policy;
+      at first that is to leave at the first exit whose largest softmax probability is at least the threshold (equation
+      2 of the Exit Predictor paper), until a phase of the method chooses another;
+    - ``energy_uj`` and its parts, likewise: see ``costs.energy``; ``sent_bytes``, ``latency_ms`` and
+      ``device_latency_ms``: see ``costs.transmission`` and ``costs.latency``;
     - in the test, ``exit_k/macs`` and its parts: of leaving at exit k with every head on the way computed; the
       policy's ``exit_k/confidence_threshold`` (or ``entropy_threshold``) and ``exit_k/prediction_threshold``; and
       ``device_bytes``, what a device holds;
@@ -45,16 +48,22 @@ class ExitMetrics(pl.Callback):
     Args:
         confidence_threshold: λ, from 0 to 1, the same for every early exit.
         chip: of device and server; None for no energy.
+        co_inference: device, link and server; None for no latency.
 
     Raises:
         ValueError: a threshold outside 0 to 1.
     """
 
-    def __init__(self, confidence_threshold: float = 0.95, chip: EnergyModel | None = None):
+    def __init__(
+        self,
+        confidence_threshold: float = 0.95,
+        chip: EnergyModel | None = None,
+        co_inference: CoInference | None = None,
+    ):
         if not 0 <= confidence_threshold <= 1:
             raise ValueError(f"Expected confidence_threshold from 0 to 1, got {confidence_threshold}.")
         self.policy: Policy = Confidence(confidence_threshold)
-        self.chip = chip
+        self.chip, self.co_inference = chip, co_inference
         self.device_bytes = 0
         self.costs: dict[str, NetworkCosts] = {}
         self.metrics: dict[str, Metric] = {}
@@ -68,8 +77,7 @@ class ExitMetrics(pl.Callback):
         network = pl_module.network
         assert isinstance(network, EarlyExitNetwork)
         if not self.costs:
-            self.costs = network_counts(network)
-            self.costs |= {} if self.chip is None else {"energy_uj": network_energy(network, self.chip)}
+            self.costs = self._costs(network)
             self.device_bytes = device_bytes(network)
             exits = range(1, network.num_exits + 1)
             names = [f"exit_{k}/acc" for k in exits]
@@ -81,6 +89,14 @@ class ExitMetrics(pl.Callback):
                 self.of_gates.update({name: _Mean(pl_module.device) for name in names})
         for metric in (*self.metrics.values(), *self.of_gates.values()):
             metric.to(pl_module.device)
+
+    def _costs(self, network: EarlyExitNetwork) -> dict[str, NetworkCosts]:
+        costs = network_counts(network)
+        costs |= {} if self.chip is None else {"energy_uj": network_energy(network, self.chip)}
+        costs["sent_bytes"] = sent_bytes(network)
+        if self.co_inference is not None:
+            costs["latency_ms"] = network_latency(network, self.co_inference, costs)
+        return costs
 
     def _update(self, outputs: dict[str, Any]) -> None:
         labels = outputs["labels"].cpu()
@@ -134,10 +150,10 @@ class ExitMetrics(pl.Callback):
     def _log(self, pl_module: pl.LightningModule, split: str) -> None:
         metrics = self.metrics | (self.of_gates if getattr(pl_module, "asks_gates", False) else {})
         values = _with_closed_ratios({name: metric.compute() for name, metric in metrics.items()}, split)
-        for convention, costs in self.costs.items():
-            values[f"server_{convention}"] = values[convention] - values[f"device_{convention}"]
-            if split == "test":
-                values |= self._of_exits(convention, costs, values)
+        kinds_of_costs = {name: values.pop(name) for name in kinds(self.costs)}
+        values |= with_parts(kinds_of_costs)
+        for convention, costs in self.costs.items() if split == "test" else ():
+            values |= self._of_exits(convention, costs, values)
         if split == "test":
             values |= {**self._thresholds(), "device_bytes": self._number(self.device_bytes)}
         shown = ("acc", f"exit_{len(self.costs['macs'].heads)}/acc")
@@ -151,8 +167,10 @@ class ExitMetrics(pl.Callback):
         leaving = [float(values.get(f"exit_{k}/{convention}", cost)) for k, cost in enumerate(costs.leaving, start=1)]
         found: dict[str, Tensor] = {}
         for k, cost in enumerate(leaving, start=1):
-            server = cost - leaving[-2] if k == exits > 1 else 0
-            parts = {convention: cost, f"device_{convention}": cost - server, f"server_{convention}": server}
+            on_device = cost
+            if k == exits and costs.device_ends is not None:
+                on_device = (leaving[-2] if exits > 1 else 0) + costs.to_cut
+            parts = with_parts({convention: cost, f"device_{convention}": on_device})
             found |= {f"exit_{k}/{name}": self._number(part) for name, part in parts.items()}
         return found
 

@@ -122,7 +122,7 @@ def layer_sizes(module: nn.Module, image: Tensor) -> dict[str, LayerSize]:
         found[name] = size
 
     for name, part in module.named_modules():
-        if isinstance(part, (QuanConv, nn.Conv2d, nn.Linear, nn.LSTM)):
+        if isinstance(part, (QuanConv, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.LSTM)):
             part.register_forward_hook(partial(note, name))
     with torch.no_grad():
         module(image)
@@ -136,6 +136,8 @@ def _size(layer: nn.Module, inputs: int, output: Tensor) -> LayerSize:
     weights = sum(p.numel() for name, p in layer.named_parameters() if name.startswith("weight"))
     if isinstance(layer, nn.Conv2d):
         macs = output.numel() * layer.weight[0].numel()
+    elif isinstance(layer, nn.ConvTranspose2d):  # each input meets all weights of its channel
+        macs = inputs * layer.weight[0].numel()
     else:  # each weight once a row, or once a step
         macs = weights * output.numel() // output.shape[-1]
     return LayerSize(macs, weights, inputs, output.numel(), *bits)
@@ -158,6 +160,10 @@ def network_energy(network: EarlyExitNetwork, chip: EnergyModel) -> NetworkCosts
         network.taps,
         0 if network.predictor is None else _uj_of(network.predictor, image, chip),
         gates_energy(network, sizes, chip),
+        None if network.codec is None else network.codec.cut,
+        _uj_under(layers, "codec.encoder."),
+        0,
+        _uj_under(layers, "codec.decoder."),
     )
 
 

@@ -9,21 +9,21 @@ from networks.packing import packed_state
 def device_bytes(network: EarlyExitNetwork, blocks: int | None = None) -> int:
     """Bytes of what runs on the device, weights of few bits packed: see ``networks.packing``.
 
-    That is all before the cut (the tap of the last early exit), the early exits' heads and the Exit Predictor; without
-    an early exit, the whole network; gates where their blocks are. Counted are weights, biases, scales and BatchNorm's
+    That is all before the cut, the early exits' heads, the Exit Predictor and the codec's encoder; without a cut the
+    whole network; gates where their blocks are. Counted are weights, biases, scales and BatchNorm's
     four vectors.
 
     Args:
         blocks: how many are on the device, where the cut is somewhere else.
     """
-    blocks = network.taps[-1] if blocks is None and network.taps else blocks
+    blocks = network.cut if blocks is None else blocks
     rooms: tuple[str, ...] = ("",)
     if blocks is not None:
         own = [f"{room}.{i}." for room in ("chain.blocks", "gating.channel") for i in range(blocks)]
         shared = [
             f"gating.{gate}.{part}" for gate in ("layer", "channel") for part in ("projections", "lstm", "decides")
         ]
-        rooms = ("chain.stem.", *own, *shared, "heads.", "predictor.")
+        rooms = ("chain.stem.", *own, *shared, "heads.", "predictor.", "codec.encoder.", "codec.limit")
     return sum(
         value.nbytes
         for name, value in packed_state(network).items()

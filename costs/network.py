@@ -18,7 +18,7 @@ from networks.chain import Chain
 from networks.early_exit_network import EarlyExitNetwork
 from networks.gates import Decisions
 
-Convention = Literal[Counted, "energy_uj"]
+Convention = Literal[Counted, "energy_uj", "sent_bytes", "latency_ms"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,17 @@ class NetworkCosts:
     """Static costs per image in one convention.
 
     Attributes:
-        convention: ``macs`` or ``ptflops``, in whole numbers, or ``energy_uj`` (``costs.energy``).
+        convention: ``macs`` or ``ptflops``, in whole numbers, ``energy_uj`` (``costs.energy``), ``sent_bytes``
+            (``costs.transmission``) or ``latency_ms`` (``costs.latency``).
         stem: up to tap 0.
         blocks: of each block.
         heads: of each exit's own classifier, the backbone's last.
-        taps: block numbers the early exits follow; the device ends after the last of them.
+        taps: block numbers the early exits follow.
         predictor: of the Exit Predictor, O_EP of equation 4; 0 where there is none.
         gates: of each block, what its gates cost and decide on; empty without gates. ``blocks`` are without them.
+        cut: the tap that the codec is at; None without one, when the device ends after the last early exit.
+        encoder, decoder: of the codec, on the device and on the server.
+        link: of sending what crosses the cut.
     """
 
     convention: Convention
@@ -42,6 +46,17 @@ class NetworkCosts:
     taps: tuple[int, ...]
     predictor: float = 0
     gates: tuple[BlockGates, ...] = ()
+    cut: int | None = None
+    encoder: float = 0
+    link: float = 0
+    decoder: float = 0
+
+    @property
+    def device_ends(self) -> int | None:
+        """The tap after which the device ends; None where there is but one machine."""
+        if self.cut is not None:
+            return self.cut
+        return self.taps[-1] if self.taps else None
 
     @cached_property
     def until_tap(self) -> tuple[float, ...]:
@@ -51,9 +66,18 @@ class NetworkCosts:
 
     @cached_property
     def segments(self) -> tuple[float, ...]:
-        """Backbone between consecutive exits: O_l of equation 3 of the Exit Predictor paper, the stem in the first."""
+        """Backbone between consecutive exits: O_l of equation 3 of the Exit Predictor paper, the stem in the first.
+
+        The last has what lies at the cut, too: encoding, sending and decoding.
+        """
         ends = [self.until_tap[tap] for tap in (*self.taps, len(self.blocks))]
-        return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+        *early, last = (end - start for start, end in zip([0, *ends], ends, strict=False))
+        return (*early, last + self.crossing)
+
+    @property
+    def crossing(self) -> float:
+        """Of encoding, sending and decoding a feature."""
+        return self.encoder + self.link + self.decoder
 
     @cached_property
     def leaving(self) -> tuple[float, ...]:
@@ -67,17 +91,25 @@ class NetworkCosts:
 
     @cached_property
     def server(self) -> float:
-        """Of what runs behind the cut for an image that gets there; 0 without an early exit: no cut, one machine."""
-        return self.segments[-1] + self.heads[-1] if self.taps else 0
+        """Of what follows the device for an image that gets there, the link included; 0 on one machine."""
+        return 0 if self.device_ends is None else self.segments[-1] + self.heads[-1] - self.to_cut
+
+    @cached_property
+    def to_cut(self) -> float:
+        """Of what the device has of the last segment: the backbone from the last early exit to the cut, the encoder."""
+        if self.device_ends is None:
+            return 0
+        start = self.until_tap[self.taps[-1]] if self.taps else 0
+        return self.until_tap[self.device_ends] - start + self.encoder
 
     @cached_property
     def backbone(self) -> float:
-        """Of the backbone with its own head alone; all gates asked, nothing skipped."""
-        return self.until_tap[-1] + self.heads[-1]
+        """Of the backbone with its own head alone, through the codec; all gates asked, nothing skipped."""
+        return self.until_tap[-1] + self.crossing + self.heads[-1]
 
     @cached_property
     def plain(self) -> float:
-        """Of the backbone with its own head and no gates: what savings are measured against."""
+        """Of the backbone with its own head, no gates and no codec: what savings are measured against."""
         return self.stem + sum(self.blocks) + self.heads[-1]
 
     @property
@@ -114,7 +146,9 @@ class NetworkCosts:
         """The backbone between consecutive exits, for each of n images: (N, n), the stem in the first."""
         until = self.of_blocks(decisions).cumsum(0) + self.stem
         ends = until[[tap - 1 for tap in (*self.taps, len(self.blocks))]]
-        return torch.cat([ends[:1], ends.diff(dim=0)])
+        segments = torch.cat([ends[:1], ends.diff(dim=0)])
+        segments[-1] += self.crossing
+        return segments
 
 
 def network_costs(network: EarlyExitNetwork, convention: Counted = "macs") -> NetworkCosts:
@@ -127,7 +161,9 @@ def network_costs(network: EarlyExitNetwork, convention: Counted = "macs") -> Ne
     heads = tuple(counts[f"heads.{k}"] for k in range(len(network.heads)))
     heads = (*heads, counts["chain.head"])
     gates = gates_counts(network, counts, convention)
-    return NetworkCosts(convention, counts["chain.stem"], blocks, heads, network.taps, predictor, gates)
+    cut = None if network.codec is None else network.codec.cut
+    coding = (counts["codec.encoder"], 0, counts["codec.decoder"])  # nothing without a codec
+    return NetworkCosts(convention, counts["chain.stem"], blocks, heads, network.taps, predictor, gates, cut, *coding)
 
 
 def gates_counts(network: EarlyExitNetwork, counts: Mapping[str, int], convention: Counted) -> tuple[BlockGates, ...]:

@@ -28,8 +28,8 @@ class Cost:
     def plain(self, trace: Trace) -> float:
         """Of the backbone with its own head, no gate asked and nothing skipped; on the device, up to the cut."""
         costs = trace.costs[self.whole.kind].ungated
-        on_device = self.kind != self.whole.kind and costs.taps
-        return self.factor * (costs.until_tap[costs.taps[-1]] if on_device else costs.plain)
+        end = None if self.kind == self.whole.kind else costs.device_ends
+        return self.factor * (costs.plain if end is None else costs.until_tap[end])
 
     @property
     def whole(self) -> Cost:
@@ -51,5 +51,7 @@ class Cost:
 
 _WHOLE = {"macs": Cost("macs", 1, "MACs"), "2macs": Cost("macs", 2, "2·MACs"), "2·macs": Cost("macs", 2, "2·MACs"),
           "ptflops": Cost("ptflops", 1, "ptflops"),
-          "energy_uj": Cost("energy_uj", 1, "energy in µJ", "µJ")}  # fmt: skip
-COSTS = _WHOLE | {f"device_{name}": cost.on_device for name, cost in _WHOLE.items()}
+          "energy_uj": Cost("energy_uj", 1, "energy in µJ", "µJ"),
+          "sent_bytes": Cost("sent_bytes", 1, "bytes sent", "B"),
+          "latency_ms": Cost("latency_ms", 1, "latency in ms", "ms")}  # fmt: skip
+COSTS = _WHOLE | {f"device_{name}": cost.on_device for name, cost in _WHOLE.items() if name != "sent_bytes"}

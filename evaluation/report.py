@@ -17,7 +17,7 @@ from evaluation.analysis import accuracy_at, depth_correlation
 from evaluation.latency import Latency, Times
 from evaluation.results import Plan, Point, Result
 from evaluation.tables import numbers, shown_points
-from inference.replay import Curve, kinds
+from inference.replay import Curve, kinds, with_parts
 from storage.files import written_aside
 
 
@@ -33,8 +33,8 @@ def curve_rows(result: Result, plan: Plan, times: Mapping[int, Latency]) -> pd.D
 
     Columns: ``run``, ``chosen_on``, ``point``, ``front`` (Pareto-optimal on the calibration split), the policy's,
     ``val/acc`` and ``val/<cost>`` (where that is the calibration split), ``test/acc``, ``test/<cost>`` (``macs``,
-    ``device_macs``, ``server_macs``, the same of ``ptflops`` and ``energy_uj``), ``test/exit_k/fraction``, and for
-    measured points ``test/ms_batch_1``, ``test/speedup_batch_1``, ….
+    ``device_macs``, ``server_macs``, the same of ``ptflops`` and ``energy_uj``, ``latency_ms``, ``device_latency_ms``,
+    ``sent_bytes``), ``test/exit_k/fraction``, and for measured points ``test/ms_batch_1``, ``test/speedup_batch_1``, ….
 
     Args:
         times: measured, by row of the curve.
@@ -54,7 +54,11 @@ def curve_rows(result: Result, plan: Plan, times: Mapping[int, Latency]) -> pd.D
 def _seen(seen: Curve, i: int, plan: Plan) -> dict[str, float]:
     if plan.split == "test":
         return {}
-    costs = {f"val/{name}": float(cost[i]) for name, cost in seen.costs.items() if name.endswith(("macs", "energy_uj"))}
+    costs = {
+        f"val/{name}": float(cost[i])
+        for name, cost in seen.costs.items()
+        if name.endswith(("macs", "energy_uj", "latency_ms"))
+    }
     return {"val/acc": float(seen.accuracy[i]), **costs}
 
 
@@ -65,11 +69,7 @@ def _measured(curve: Curve, i: int) -> dict[str, float]:
 
 
 def _with_server(costs: Mapping[str, float]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name in (name for name in costs if not name.startswith("device_")):
-        whole, device = costs[name], costs[f"device_{name}"]
-        found |= {f"test/{name}": whole, f"test/device_{name}": device, f"test/server_{name}": whole - device}
-    return found
+    return {f"test/{name}": value for name, value in with_parts(costs).items()}
 
 
 def _timed(times: Mapping[int, Latency], i: int) -> dict[str, float]:

@@ -89,7 +89,8 @@ class Executor:
                 spent = spent + way.advance(k)
                 logits, cost = way.head(k, None)
                 spent = spent + int(cost)
-                device = spent if k < self.network.num_exits or k == 1 else device
+                crossed = k == self.network.num_exits and self.costs.device_ends is not None
+                device = device + int(self.costs.to_cut) if crossed else spent
                 label, confidence = answers(logits)
                 if not confidence.isfinite().all():
                     raise ValueError(
@@ -138,7 +139,7 @@ class NetworkWay:
         if self.executor.network.gating is not None:
             return self._advance_gated(k)
         x, end, piece = self.feature, self.executor.ends[k - 1], self.executor.pieces[k - 1]
-        run = self.executor.network.chain.run
+        run = self._across if k == self.executor.network.num_exits else self.executor.network.chain.run
         if len(x) > piece and x.device.type == "cpu":
             parts = x.tensor_split(-(-len(x) // piece))
             self.feature = torch.cat([run(part, self.at, end) for part in parts])
@@ -146,6 +147,13 @@ class NetworkWay:
             self.feature = run(x, self.at, end)
         self.at = end
         return self.executor.costs.segments[k - 1]
+
+    def _across(self, x: Tensor, start: int | None, end: int) -> Tensor:
+        """The last segment, what lies at the cut included."""
+        chain, codec = self.executor.network.chain, self.executor.network.codec
+        if codec is None:
+            return chain.run(x, start, end)
+        return chain.run(codec(chain.run(x, start, codec.cut)), codec.cut, end)
 
     def _advance_gated(self, k: int) -> Tensor:
         network, costs = self.executor.network, self.executor.costs

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from inference.predicted import Predicted
 from inference.thresholds import Thresholds
 from inference.trace import Trace
 from inference.travel import Prediction, answers, travel
+
+Value = TypeVar("Value", float, Tensor)
 
 BLOCK = 2**21  # elements of a block of points x samples
 
@@ -43,6 +45,21 @@ def kinds(conventions: Iterable[str]) -> list[str]:
     return [*names, *(f"device_{name}" for name in names)]
 
 
+def with_parts(costs: Mapping[str, Value]) -> dict[str, Value]:
+    """Costs by kind with what is spent on the server (``server_macs``), where two machines share a cost.
+
+    What is sent is neither's; of the latency that is not the device's a part is the link's.
+    """
+    found = {}
+    for name in (name for name in costs if not name.startswith("device_")):
+        found[name] = costs[name]
+        if name != "sent_bytes":
+            found[f"device_{name}"] = costs[f"device_{name}"]
+        if name not in ("sent_bytes", "latency_ms"):
+            found[f"server_{name}"] = costs[name] - costs[f"device_{name}"]
+    return found
+
+
 def spent(trace: Trace, exit: Tensor, heads: Tensor, kind: str, predicted: bool = False) -> Tensor:
     """Cost (samples,) of leaving at ``exit`` (samples,), from 1, with the ``heads`` (N, samples) that were computed.
 
@@ -50,11 +67,12 @@ def spent(trace: Trace, exit: Tensor, heads: Tensor, kind: str, predicted: bool 
         kind: one of ``kinds``.
         predicted: whether the Exit Predictor was asked.
     """
-    convention, last = kind.removeprefix("device_"), trace.num_exits
-    way, own = trace.segments[convention].cumsum(0), trace.heads[convention] * heads
-    if kind != convention and last > 1:  # of those that cross the cut, up to it
-        exit, own = exit.clamp(max=last - 1), own[:-1]
-    return way.gather(0, exit[None] - 1)[0] + own.sum(0) + predicted * trace.costs[convention].predictor
+    convention = kind.removeprefix("device_")
+    costs, segments, own = trace.costs[convention], trace.segments[convention], trace.heads[convention] * heads
+    if kind != convention and costs.device_ends is not None:  # of those that cross the cut, up to it
+        segments = torch.cat([segments[:-1], torch.full_like(segments[-1:], costs.to_cut)])
+        own = own[:-1]
+    return segments.cumsum(0).gather(0, exit[None] - 1)[0] + own.sum(0) + predicted * costs.predictor
 
 
 class TraceWay:

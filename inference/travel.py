@@ -21,7 +21,7 @@ class Prediction(NamedTuple):
         confidence: (N,) float32, its softmax probability.
         exit: (N,) int64, where the sample left, from 1.
         macs: (N,) int64, spent on the sample.
-        device_macs: (N,) int64, of these before the cut, which follows the last early exit; all without one.
+        device_macs: (N,) int64, of these before the cut, the codec's encoder included; all without a cut.
     """
 
     label: Tensor
@@ -55,7 +55,7 @@ def travel(policy: Policy, way: Way, costs: NetworkCosts, count: int, device: to
     rows: Tensor | None = None
     for k in range(1, len(costs.heads) + 1):
         last = k == len(costs.heads)
-        at_cut = state.spent if last and k > 1 else None
+        at_cut = state.spent + costs.to_cut if last and costs.device_ends is not None else None
         state.spent = state.spent + way.advance(k)
         left = _at_exit(policy, way, state, k, last)
         if left is None:

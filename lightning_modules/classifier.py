@@ -30,6 +30,7 @@ class Classifier(pl.LightningModule):
         make_scheduler: takes the optimizer, and, if it has such parameters, ``total_steps`` and ``max_lr`` (the
             optimizer's rates); None for a constant rate.
         interval: ``step`` or ``epoch``, what the scheduler counts.
+        coded: whether the last exit is asked behind the network's codec, in validation and test as well.
     """
 
     asks_gates = False
@@ -40,9 +41,10 @@ class Classifier(pl.LightningModule):
         make_optimizer: MakeOptimizer,
         make_scheduler: Callable[..., Any] | None = None,
         interval: str = "step",
+        coded: bool = True,
     ):
         super().__init__()
-        self.network = network
+        self.network, self.coded = network, coded
         self.make_optimizer, self.make_scheduler, self.interval = make_optimizer, make_scheduler, interval
         network.train()
         network.requires_grad_(False)
@@ -60,7 +62,9 @@ class Classifier(pl.LightningModule):
 
     def _whole(self, images: Tensor) -> list[Tensor]:
         # the network's own call is what torch.compile takes
-        return self.network(images) if self.network.gating is None else self.network.ungated(images)
+        if self.network.gating is None and (self.coded or self.network.codec is None):
+            return self.network(images)
+        return self.network.ungated(images, self.coded)
 
     def targets(self, batch: Batch) -> Tensor:
         """What the loss compares them with: by default the labels (N,)."""

@@ -67,6 +67,11 @@ class Block(nn.Module):
         self.raw = False  # whether whoever reads its output has to normalize it first
 
     @property
+    def signed(self) -> bool:
+        """Whether its output has negative numbers."""
+        return self.raw
+
+    @property
     def convs(self) -> list[nn.Conv2d]:
         """Its convolutions that a quantized block has in few bits: all but those of shortcuts and transitions."""
         return []

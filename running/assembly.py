@@ -99,6 +99,8 @@ def in_memory_format(cfg: DictConfig, network: EarlyExitNetwork) -> None:
     if cfg.compile:
         network.compile()
         network.chain.compile()
+        if network.codec is not None:
+            network.ungated = torch.compile(network.ungated)  # type: ignore[method-assign]
         if network.gating is not None:  # of which the loss takes more than the network's own call gives
             network.gated = torch.compile(network.gated)  # type: ignore[method-assign]
             network.ungated = torch.compile(network.ungated)  # type: ignore[method-assign]
@@ -120,10 +122,10 @@ def record(cfg: DictConfig, data: ImageData) -> None:
 
 
 def build_network(cfg: DictConfig, num_classes: int, input_shape: tuple[int, int, int]) -> EarlyExitNetwork:
-    """The backbone with its exits, predictor and gates, in the numerical precision asked for; nothing is pruned yet.
+    """The backbone with exits, predictor, gates and codec, in the numerical precision asked for; nothing is pruned yet.
 
     Raises:
-        ValueError: a geometry, an exit place, a predictor, gates or a precision that cannot be.
+        ValueError: a geometry, an exit place, a predictor, gates, a codec or a precision that cannot be.
     """
     chain: Chain = built(cfg.backbone, num_classes=num_classes, input_shape=input_shape)
     places, head = built(cfg.method.exits), built(cfg.method.heads)
@@ -131,7 +133,13 @@ def build_network(cfg: DictConfig, num_classes: int, input_shape: tuple[int, int
     predictor = built(node) if (node := OmegaConf.select(cfg, "method.predictor")) else None
     chain = _in_few_bits(cfg, chain, taps)
     gates = built(node, chain=chain) if (node := OmegaConf.select(cfg, "method.gates")) else None
-    return with_exits(chain, taps, head, predictor, gates)
+    codec = built(node)(chain, taps) if (node := OmegaConf.select(cfg, "method.codec")) else None
+    if codec is not None and gates is not None:
+        raise ValueError(
+            "method/codec and method/gates cannot be combined: a gate's state would cross the cut beside the feature; "
+            "choose method.codec=null or method/gates=none."
+        )
+    return with_exits(chain, taps, head, predictor, gates, codec)
 
 
 def _in_few_bits(cfg: DictConfig, chain: Chain, taps: Sequence[int]) -> Chain:
@@ -188,9 +196,9 @@ def build_data(cfg: DictConfig) -> ImageData:
 def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
     """The method's phases in order; one marked ``each_exit`` becomes one phase an early exit.
 
-    One marked ``gives_run`` is left out where ``method.from_run`` has its result, and one marked ``gives_gates`` where
-    that run has such gates too; so is one of no epoch, if it is marked ``optional``, and what an experiment says of
-    another method's phases.
+    One marked ``gives_run`` is left out where ``method.from_run`` has its result, and one marked ``gives_gates``,
+    ``gives_predictor`` or ``gives_codec`` where that run has the same ones too; so is one marked ``for_predictor``
+    without one, one of no epoch, if it is marked ``optional``, and what an experiment says of another method's phases.
 
     Raises:
         ValueError: a length of no epoch, or no phase at all.
@@ -198,9 +206,10 @@ def build_phases(cfg: DictConfig, network: EarlyExitNetwork) -> list[Phase]:
     phases: list[Phase] = []
     given = given_by_run(cfg)
     nodes = {str(n): node for n, node in cfg.method.phases.items() if node and {"objective", "choice"} & node.keys()}
-    idle = [name for name, node in nodes.items() if node.get("each_exit") and network.num_exits == 1]
-    # phases of single exits leave their share to the others where there is no early exit
-    left = 1 - sum(nodes.pop(name).share for name in idle)
+    absent = {"each_exit": network.num_exits == 1, "for_predictor": network.predictor is None}
+    idle = [name for name, node in nodes.items() if any(node.get(mark) and absent[mark] for mark in absent)]
+    # phases of parts that are not there leave their share to the others
+    left = 1 - sum(nodes.pop(name).get("share", 0) for name in idle)
     for name, node in nodes.items():
         if "choice" in node:
             phases.append(Choosing(name, built(node.choice)))

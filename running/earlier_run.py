@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 SAME = ("backbone", "method.exits", "method.heads", "precision", "dataset")
 SAME_BASE = ("backbone", "precision", "dataset")  # of a method with gates, whose exits come last
+# the part of method, and of the network, that a mark of a phase is about
+PARTS = {"gives_gates": "gates", "gives_predictor": "predictor", "gives_codec": "codec"}
+ROOMS = {"gives_gates": "gating.", "gives_predictor": "predictor.", "gives_codec": "codec."}
 # a data set may be somewhere else, and be read or augmented otherwise; with another split of it thresholds would be
 # chosen on images that the network was trained on
 APART = ("weights", "root", "cache_dir", "num_workers", "batch_size", "eval_batch_size", "in_memory", "memory_limit",
@@ -41,11 +44,10 @@ def load_weights(cfg: DictConfig, network: EarlyExitNetwork, run_dir: RunDirecto
     if not isinstance(source, str):
         raise ValueError(f"Expected weights to be a file or a run directory, got {source}.")
     weights = unpacked_state(network, read_weights(source))
-    if earlier is not None:  # a predictor of its own is not gone on with
-        parts: tuple[str, ...] = ("chain.", "heads.")
-        if network.gating is not None:
-            parts = ("chain.", "gating.") if "gives_gates" in given_by_run(cfg) else ("chain.",)
-        weights = {name: value for name, value in weights.items() if name.startswith(parts)}
+    if earlier is not None:  # what a phase trains anew is not gone on with
+        parts = ["chain."] if network.gating is not None else ["chain.", "heads."]
+        parts += [ROOMS[mark] for mark in given_by_run(cfg) & ROOMS.keys()]
+        weights = {name: value for name, value in weights.items() if name.startswith(tuple(parts))}
     fresh = start_from(network, weights, str(source))
     if fresh and (earlier is None or network.gating is None):
         log.info("%s has no weights for %d tensors, which start untrained: %s, ...", source, len(fresh), fresh[0])
@@ -62,7 +64,10 @@ def require_same(cfg: DictConfig, earlier: Any) -> None:
         raise ValueError(f"Expected method.from_run to be the directory of a finished run, got {earlier}.")
     stored = RunDirectory(folder).stored_config()
     differing = []
-    for key in SAME_BASE if gates_of(cfg) else SAME:
+    keys: tuple[str, ...] = SAME_BASE if gates_of(cfg) else SAME
+    if OmegaConf.select(cfg, "method.exits.taps") == []:  # heads of no exit
+        keys = tuple(key for key in keys if key != "method.heads")
+    for key in keys:
         theirs, ours = (_flat(OmegaConf.select(config, key), key) for config in (stored, cfg))
         differing += [
             f"{name}={theirs.get(name)}"
@@ -74,6 +79,14 @@ def require_same(cfg: DictConfig, earlier: Any) -> None:
             f"method.from_run={earlier} was trained with gates, without which it is another network; choose a run "
             "without, or go on with method=ddi or iadi and the same method/gates."
         )
+    codec, own = part_of(stored, "codec"), part_of(cfg, "codec")
+    if codec is not None and codec != own:
+        raise ValueError(
+            f"method.from_run={earlier} was trained behind {'a feature codec' if own is None else 'another codec'}; "
+            "choose a run without, or go on with method=feature_codec and the same method.codec."
+        )
+    if own is not None and part_of(stored, "predictor") is not None and part_of(cfg, "predictor") is None:
+        log.info("The Exit Predictor of %s is left out; method/predictor= goes on with it.", earlier)
     if OmegaConf.select(stored, "method.pruning") is not None:
         raise ValueError(f"method.from_run={earlier} is a pruned network; choose the run that it was pruned from.")
     if differing:
@@ -84,15 +97,28 @@ def require_same(cfg: DictConfig, earlier: Any) -> None:
 
 
 def given_by_run(cfg: DictConfig) -> set[str]:
-    """Marks of the phases whose result ``method.from_run`` has: ``gives_run``, and with such gates ``gives_gates``."""
-    earlier, gates = OmegaConf.select(cfg, "method.from_run"), gates_of(cfg)
+    """Marks of the phases whose result ``method.from_run`` has.
+
+    ``gives_run``; and where it has the same gates, predictor or codec and a phase asks for it, ``gives_gates``,
+    ``gives_predictor`` or ``gives_codec``.
+    """
+    earlier = OmegaConf.select(cfg, "method.from_run")
     if earlier is None:
         return set()
+    asked = {mark for node in cfg.method.phases.values() if node for mark in PARTS if node.get(mark)}
+    ours = {mark: part for mark in asked | {"gives_gates"} if (part := part_of(cfg, PARTS[mark])) is not None}
+    if not ours:
+        return {"gives_run"}
     folder = Path(str(earlier)).expanduser()
-    if gates and not (folder / "config.yaml").is_file():  # a run that goes on would train other phases
+    if not (folder / "config.yaml").is_file():  # a run that goes on would train other phases
         raise ValueError(f"Expected method.from_run to be the directory of a finished run, got {earlier}.")
-    theirs = gates_of(RunDirectory(folder).stored_config()) if gates else None
-    return {"gives_run", "gives_gates"} if theirs and theirs == gates else {"gives_run"}
+    stored = RunDirectory(folder).stored_config()
+    return {"gives_run"} | {mark for mark, part in ours.items() if part == part_of(stored, PARTS[mark])}
+
+
+def part_of(cfg: DictConfig, part: str) -> DictConfig | None:
+    """The node of a method's ``gates``, ``predictor`` or ``codec``, None where it has none."""
+    return gates_of(cfg) if part == "gates" else OmegaConf.select(cfg, f"method.{part}")
 
 
 def gates_of(cfg: DictConfig) -> DictConfig | None:

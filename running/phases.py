@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,14 +49,18 @@ Phase = Training | Choosing
 
 
 def check(
-    phases: Sequence[Phase], network: EarlyExitNetwork, policy: Policy, options: Mapping[str, Any], ready: bool = False
+    phases: Sequence[Phase],
+    network: EarlyExitNetwork,
+    policy: Policy,
+    options: Mapping[str, Any],
+    given: Collection[str] = (),
 ) -> int:
     """Builds once what the phases will build, so that a wrong option is found before any data is read.
 
     Args:
         policy: what the run begins with.
         options: of the Trainer.
-        ready: whether the network comes with trained exits.
+        given: what an earlier run has trained (``running.earlier_run.given_by_run``).
 
     Returns:
         How many processes this one has to make of itself.
@@ -74,12 +78,21 @@ def check(
             continue
         _check_training(phase, network, policy)
         trained |= {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+    ready = "gives_run" in given and network.gating is None
     for k, head in enumerate(network.heads, start=1):
         if not ready and not all(id(parameter) in trained for parameter in head.parameters()):
             raise ValueError(f"No phase of the method trains exit {k}; choose method/exits=none or method=early_exit.")
-    if network.predictor is not None and not all(id(p) in trained for p in network.predictor.parameters()):
+    unknown = {
+        name: part is not None and f"gives_{name}" not in given and not all(id(p) in trained for p in part.parameters())
+        for name, part in (("predictor", network.predictor), ("codec", network.codec))
+    }
+    if unknown["predictor"]:
         raise ValueError(
             "No phase of the method trains the Exit Predictor; choose method=exit_predictor or method/predictor=null."
+        )
+    if unknown["codec"]:
+        raise ValueError(
+            "No phase of the method trains the feature codec; choose method=feature_codec or method.codec=null."
         )
     if network.gating is not None and not all(id(p) in trained for p in network.gating.parameters()):
         raise ValueError(

@@ -27,6 +27,13 @@ def result_table(metrics: Mapping[str, float], title: str) -> Table:
     for i, row in enumerate(rows, start=2):
         table.add_row(*row, end_section=i == len(rows))
     notes = []
+    if metrics.get("test/sent_bytes"):
+        last = max(int(found[1]) for name in metrics if (found := re.fullmatch(r"test/exit_(\d+)/sent_bytes", name)))
+        notes.append(
+            f"Crossing the cut takes {metrics[f'test/exit_{last}/sent_bytes']:,.0f} bytes, "
+            f"{metrics['test/sent_bytes']:,.0f} an image on average"
+            + (f"; latency {latency:.2f} ms." if (latency := metrics.get("test/latency_ms")) is not None else ".")
+        )
     if (saving := metrics.get("test/saving")) is not None:
         skipped, closed = metrics["test/skip_ratio"], metrics.get("test/closed_ratio", 0.0)
         notes.append(

@@ -8,6 +8,7 @@ METHODS: dict[str, list[str]] = {
     "plain": ["method=plain"],
     "early_exit": ["method=early_exit"],
     "exit_predictor": ["method=exit_predictor", "method.phases.choose.choice.points=100"],
+    "feature_codec": ["method=feature_codec", "method/predictor=proposed", "method.phases.choose.choice.points=100"],
     "hybrid": ["method=hybrid"],
     "ddi": ["method=ddi"],
     "iadi": ["method=iadi", "method.target_saving=null"],

@@ -36,6 +36,10 @@ class DenseLayer(Skippable):
     def entered_channels(self) -> int:
         return self.out_channels - self.gate_channels
 
+    @property
+    def signed(self) -> bool:
+        return True
+
     def enter(self, x: Tensor) -> Tensor:
         """Halves the map where a transition leads in."""
         return self.transition(x)

@@ -1,0 +1,134 @@
+"""Operating points under a bound on the average latency (problem 10 of the Exit Predictor paper), solved by replay.
+
+All images that cross the cut send as many bytes, so that the average latency of an operating point is what it computes
+plus the share of its images that cross, times what sending takes at the bandwidth: none needs a replay of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.predicted import Predicted
+from inference.replay import Curve
+from inference.thresholds import Confidence
+from inference.trace import Trace
+
+SLACK = 1e-9  # ms, of sums in floating point
+FEWEST_LEVELS, DRAWN_LEVELS = 4, 16
+
+
+@dataclass(frozen=True)
+class Link:
+    """Between device and server.
+
+    Attributes:
+        sent: bytes of an image that crosses.
+        delay_ms: whatever is sent.
+    """
+
+    sent: float
+    delay_ms: float = 0.0
+
+    def ms(self, bandwidth_mbps: float) -> float:
+        """Milliseconds of an image that crosses; 10⁶ bit/s.
+
+        Raises:
+            ValueError: a bandwidth that is not above 0.
+        """
+        if not bandwidth_mbps > 0:
+            raise ValueError(f"Expected a bandwidth above 0 Mbit/s, got {bandwidth_mbps:g}.")
+        return self.delay_ms + 8 * self.sent / (1000 * bandwidth_mbps)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """P operating points on a split.
+
+    Attributes:
+        values: (P, D) float64, what tells them apart.
+        accuracy: (P,) from 0 to 1.
+        computing: (P,) average milliseconds on device and server, none on the link.
+        crossing: (P,) share of the images that cross the cut.
+    """
+
+    values: Tensor
+    accuracy: Tensor
+    computing: Tensor
+    crossing: Tensor
+
+    @classmethod
+    def of(cls, curve: Curve, link_ms: float) -> Seen:
+        """From a curve whose ``latency_ms`` has ``link_ms`` for each image that crosses."""
+        crossing = curve.shares[:, -1]
+        return cls(curve.values, curve.accuracy, curve.costs["latency_ms"] - crossing * link_ms, crossing)
+
+    def latency(self, link: Link, bandwidth_mbps: float) -> Tensor:
+        """(P,) average milliseconds of an image (equation 11)."""
+        return self.computing + self.crossing * link.ms(bandwidth_mbps)
+
+    def rows(self, index: Tensor) -> Seen:
+        """Some of the points."""
+        return Seen(self.values[index], self.accuracy[index], self.computing[index], self.crossing[index])
+
+
+def optima(seen: Seen, link: Link, bound_ms: float, bandwidths: Sequence[float]) -> Tensor:
+    """For each bandwidth in Mbit/s, the most accurate point within the bound, of several that of the least latency.
+
+    Returns:
+        (B,) int64, rows of ``seen``.
+
+    Raises:
+        ValueError: a bandwidth at which no point is within the bound.
+    """
+    found = []
+    for bandwidth in bandwidths:
+        latency = seen.latency(link, bandwidth)
+        within = (latency <= bound_ms + SLACK).nonzero()[:, 0]
+        if not len(within):
+            raise ValueError(
+                f"Expected a bound that some thresholds keep to, got {bound_ms:g} ms: at {bandwidth:g} Mbit/s the "
+                f"smallest average latency possible is {float(latency.min()):.3g} ms; raise co_inference.bound_ms."
+            )
+        accuracy = seen.accuracy[within]
+        best = within[accuracy == accuracy.max()]
+        found.append(best[latency[best].argmin()])
+    return torch.stack(found)
+
+
+def fastest(seen: Seen, link: Link, bandwidth_mbps: float) -> int:
+    """The point of the least latency, of several the most accurate."""
+    latency = seen.latency(link, bandwidth_mbps)
+    best = (latency <= latency.min() + SLACK).nonzero()[:, 0]
+    return int(best[seen.accuracy[best].argmax()])
+
+
+def grid(family: Confidence, trace: Trace, points: int) -> Tensor:
+    """λ, and γ for a ``Predicted``, all combinations of finite thresholds (P, D): at least ``points`` of them.
+
+    The thresholds lie at equal shares of each exit's scores, and at 0 and 1. Where all combinations of four an exit
+    would be more than so many, ``points`` are drawn with a fixed seed.
+
+    Raises:
+        ValueError: a family for Exit Predictors, of a trace without one.
+    """
+    scores = family.scores(trace)
+    if isinstance(family, Predicted):
+        if trace.predictions is None:
+            raise ValueError("Expected a trace with an Exit Predictor's scores, got one without.")
+        scores = [*scores, *trace.predictions]
+    each = math.ceil(round(points ** (1 / len(scores)), 9))
+    if each >= FEWEST_LEVELS:
+        return torch.cartesian_prod(*[_levels(score, each) for score in scores]).view(-1, len(scores))
+    generator = torch.Generator().manual_seed(0)
+    columns = [_levels(score, DRAWN_LEVELS) for score in scores]
+    return torch.stack([column[torch.randint(len(column), (points,), generator=generator)] for column in columns], 1)
+
+
+def _levels(score: Tensor, count: int) -> Tensor:
+    ranks = torch.linspace(0, len(score) - 1, count)[1:-1].round().long()
+    return torch.cat([torch.zeros(1), score.sort().values[ranks], torch.ones(1)]).double()
