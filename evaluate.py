@@ -13,13 +13,7 @@ from running.command_line import Refused, quiet_libraries, refusing_bad_input, r
 from running.interruption import Stopped, end_stopped, stop, stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from costs.energy import EnergyModel
-    from evaluation.hybrid import Design
-    from evaluation.on_device import Comparison
-    from evaluation.results import Plan, Result
-    from evaluation.tracing import Images, Machine
+    from evaluation.evaluation import Evaluation
 
 CONF = Path(__file__).parent / "evaluation" / "conf"
 
@@ -50,7 +44,21 @@ def evaluate(cfg: DictConfig) -> Path:
     from rich.console import Console
 
     from costs.energy import network_energy
-    from evaluation.assembly import build_plan, build_settings, check, chip_of, results_folder
+    from costs.latency import network_latency
+    from costs.transmission import sent_bytes
+    from evaluation.adaptation import Traced
+    from evaluation.assembly import (
+        build_adaptation,
+        build_plan,
+        build_settings,
+        check,
+        chip_of,
+        co_inference_of,
+        results_folder,
+    )
+    from evaluation.co_inference import adapt
+    from evaluation.co_inference import check as check_adaptation
+    from evaluation.evaluation import Evaluation
     from evaluation.hybrid import designs
     from evaluation.on_device import compare
     from evaluation.results import evaluate as evaluated
@@ -64,50 +72,56 @@ def evaluate(cfg: DictConfig) -> Path:
     with refusing_bad_input():
         plan, settings, machine = build_plan(cfg), build_settings(cfg), Machine(cfg.accelerator, cfg.precision)
         runs = load_runs(find_runs(cfg.run, cfg.runs))
-        chip = chip_of(runs, cfg.energy, plan.cost)
+        chip, setting = chip_of(runs, cfg.energy, plan.cost), co_inference_of(runs, cfg.co_inference)
+        adapting = build_adaptation(cfg)
         check(runs, plan)
+        if adapting is not None:
+            check_adaptation(runs, adapting, setting)
         folder = results_folder(cfg, runs, datetime.datetime.now())
         images = images_of(runs, cfg.root, cfg.batch_size)
-        results, tests = [], []
+        traced = []
         for run, source in zip(runs, images, strict=True):
             run.network.to(machine.device)
-            energy = [] if chip is None else [network_energy(run.network, chip)]
-            val, test = (trace(run, split, source, machine, cfg.retrace).priced(*energy) for split in SPLITS)
-            results.append(evaluated(run, val, test, plan))
-            tests.append(test)
+            costs = [] if chip is None else [network_energy(run.network, chip)]
+            costs += [sent_bytes(run.network), network_latency(run.network, setting)]
+            val, test = (trace(run, split, source, machine, cfg.retrace).priced(*costs) for split in SPLITS)
+            traced.append(Traced(run, val, test))
+        results = [evaluated(*one, plan) for one in traced]
         comparison = compare(results, settings, plan)
-        found = designs(runs, tests, chip)
+        found = designs(runs, [one.test for one in traced], chip)
+        adaptation = None if adapting is None else adapt(traced, images, adapting, setting, machine)
     with refusing_failures(folder):
-        leave(results, comparison, found, chip, plan, images, machine, folder, cfg)
+        evaluation = Evaluation(results, comparison, found, chip, adaptation, plan, images, machine)
+        leave(evaluation, folder, cfg)
     Console().print(printed(results, plan))
     print(f"Results: {folder}")
     return folder
 
 
-def leave(
-    results: list[Result],
-    comparison: Comparison | None,
-    designs: Sequence[Design],
-    chip: EnergyModel | None,
-    plan: Plan,
-    images: list[Images],
-    machine: Machine,
-    folder: Path,
-    cfg: DictConfig,
-) -> None:
-    """Measures times where they are asked for, writes curve, table, summary and figures, and sends them to W&B."""
-    from evaluation import hybrid_tables, on_device_tables, on_device_times, report, skipping_tables, tables
+def leave(found: Evaluation, folder: Path, cfg: DictConfig) -> None:
+    """Measures times where they are asked for, writes curve, tables, summary and figures, and sends them to W&B."""
+    from evaluation import (
+        adaptation_tables,
+        hybrid_tables,
+        on_device_tables,
+        on_device_times,
+        report,
+        skipping_tables,
+        streaming,
+        tables,
+    )
     from evaluation.latency import measured
     from evaluation.pictures import draw, pictures
     from evaluation.skipping import skippings
     from evaluation.upload import upload
 
+    results, comparison, plan, machine = found.results, found.comparison, found.plan, found.machine
     times = {}
     if cfg.latency:
-        for result, source in zip(results, images, strict=True):
+        for result, source in zip(results, found.images, strict=True):
             times[result.run.label] = measured(result, plan, source, machine)
         if comparison is not None:
-            comparison = on_device_times.measured(comparison, results, images[0], machine)
+            comparison = on_device_times.measured(comparison, results, found.images[0], machine)
     report.clear(folder)
     report.write_curve(folder, results, plan, times)
     report.write(folder, "table.md", tables.markdown(results, plan))
@@ -116,14 +130,20 @@ def leave(
     if comparison is not None:
         written += on_device_tables.write(comparison, folder)
         summary["on_device"] = on_device_tables.summary(comparison)
-    summary["energy_pj"] = None if chip is None else vars(chip)
-    if designs and chip is not None:
-        written += hybrid_tables.write(designs, tables.tested_on(results), chip, folder)
-        summary["hybrid"] = hybrid_tables.rows(designs)
+    summary["energy_pj"] = None if found.chip is None else vars(found.chip)
+    if found.designs and found.chip is not None:
+        written += hybrid_tables.write(found.designs, tables.tested_on(results), found.chip, folder)
+        summary["hybrid"] = hybrid_tables.rows(found.designs)
     if any(result.gated for result in results):
         written += skipping_tables.write(results, tables.tested_on(results), folder)
         summary["skipping"] = skipping_tables.rows(skippings(results))
-    drawn = draw(pictures(results, comparison, plan, times, designs, images), folder)
+    if found.adaptation is not None:
+        written += adaptation_tables.write(found.adaptation, tables.tested_on(results), folder)
+        summary["adaptation"] = adaptation_tables.summary(found.adaptation)
+        if found.adaptation.streams:
+            written += streaming.write(found.adaptation, folder)
+            summary["stream"] = streaming.rows_of(found.adaptation)
+    drawn = draw(pictures(results, comparison, plan, times, found.designs, found.images, found.adaptation), folder)
     report.write_summary(folder, summary, [*written, *drawn])
     if cfg.wandb:
         upload(results, plan, [path for path in drawn if path.suffix == ".png"], folder)

@@ -10,15 +10,18 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from costs.energy import Chip, EnergyModel
 from costs.hierarchy import Hierarchy
+from costs.latency import CoInference
 from costs.network import network_costs
+from evaluation.adaptation import Settings as Adapting
 from evaluation.cost_axes import COSTS, Cost
 from evaluation.on_device import Settings
 from evaluation.results import Plan
 from evaluation.runs import TrainedRun, is_adaptive
+from evaluation.streaming import Streaming
 from inference.budget import Budget
 from inference.policies import Policy
 from running.assembly import built
@@ -86,6 +89,38 @@ def chip_of(runs: Sequence[TrainedRun], given: DictConfig | None, cost: Cost) ->
         keys = ", ".join(f"energy.{name}" for name in sorted(wanted))
         raise ValueError(f"Expected one chip for all runs, got {found}; give {keys}.")
     return None
+
+
+def co_inference_of(runs: Sequence[TrainedRun], given: DictConfig | None) -> CoInference:
+    """Device, link and server: those of the first run that says, with what is given instead; else the paper's.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+    changes = {str(name): value for name, value in (given or {}).items() if value is not None}
+    known = {field.name for field in fields(CoInference)}
+    if unknown := sorted(changes.keys() - known):
+        raise ValueError(f"co_inference.{unknown[0]} is not known; choose from {', '.join(sorted(known - {'name'}))}.")
+    stored: Any = next((node for run in runs if (node := run.config.get("co_inference")) is not None), {})
+    if {"device_gflops", "convention"} & changes.keys():
+        changes["name"] = "as given"
+    return CoInference(**{str(key): stored[key] for key in stored if key in known} | changes)
+
+
+def build_adaptation(cfg: DictConfig) -> Adapting | None:
+    """What thresholds that follow the bandwidth are to be, None where they are not asked for.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+    if cfg.adaptation is None:
+        return None
+    values: Any = OmegaConf.to_container(cfg.adaptation, resolve=True)
+    try:
+        stream = Streaming(**values.pop("stream"))
+        return Adapting(**values, stream=None if stream.trace is None else stream)
+    except TypeError as error:
+        raise ValueError(f"adaptation does not take these options: {error}.") from error
 
 
 def check(runs: Sequence[TrainedRun], plan: Plan) -> None:

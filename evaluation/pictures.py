@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation import skipping_pictures
+from evaluation.adaptation import EXACT, Adaptation
 from evaluation.analysis import depth_correlation, disagreements
 from evaluation.hybrid import Design
 from evaluation.hybrid_tables import PER_10K
@@ -20,6 +21,8 @@ from evaluation.on_device import Comparison, Place
 from evaluation.results import Plan, Point, Result
 from evaluation.tables import tested_on, title
 from evaluation.tracing import Images
+from figures.bandwidth import Series, bandwidth_figure
+from figures.bandwidth_trace import simulation_figure
 from figures.confidence import ExitConfidence, confidence_figure, difficulty_figure, disagreement_figure
 from figures.hybrid import Along, Spot, edge_figure, energy_figure
 from figures.look import save
@@ -36,6 +39,7 @@ def pictures(
     times: Mapping[str, Times],
     designs: Sequence[Design] = (),
     images: Sequence[Images] = (),
+    adaptation: Adaptation | None = None,
 ) -> Iterator[tuple[str, Figure]]:
     """Name and figure of what all runs share, then of each run with early exits or gates.
 
@@ -49,6 +53,8 @@ def pictures(
         yield from _on_device(comparison, title(results, plan))
     if designs:
         yield from _of_designs(designs, f"{tested_on(results)}; E: convolutions at the edge")
+    if adaptation is not None:
+        yield from _along_bandwidth(adaptation, tested_on(results))
     yield from skipping_pictures.of_all(results, plan, tested_on(results))
     for result, source in zip_longest(results, images):
         room = "" if len(results) == 1 else f"{room_of(result)}/"
@@ -120,6 +126,19 @@ def _of_designs(designs: Sequence[Design], text: str) -> Iterator[tuple[str, Fig
     if len({design.edge for design in few if design.exits}) > 1:
         places = {n: [Along(d.edge, d.accuracy, sum(d.shares)) for d in g] for n, g in series[True].items()}
         yield "hybrid_edge", edge_figure(places, text)
+
+
+def _along_bandwidth(found: Adaptation, text: str) -> Iterator[tuple[str, Figure]]:
+    series = [
+        Series(m.name, m.test.accuracy.tolist(), m.test.latency.tolist(), m.static, m.name == EXACT)
+        for m in found.methods
+    ]
+    bound = found.setting.bound_ms
+    yield "bandwidth", bandwidth_figure(found.bandwidths, series, bound, f"{found.label}, {text}")
+    if found.streams:
+        exits, width = found.exits, next(iter(found.streams.values())).thresholds.shape[1]
+        names = [f"{'λγ'[i // (exits - 1)]}{i % (exits - 1) + 1}" for i in range(width)]
+        yield "stream", simulation_figure(found.streams, bound, names, exits, f"{found.label}, {text}")
 
 
 def _spot(design: Design) -> Spot:

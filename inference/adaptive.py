@@ -19,7 +19,7 @@ from inference.thresholds import Confidence
 PUBLISHED = ((0.1, 0.3, 0.5, 0.7, 1.0), (1.0, 3.0, 5.0, 7.0, 10.0), (10.0, 30.0, 50.0, 70.0, 100.0))
 HIDDEN, STEPS = 16, 200
 BETWEEN = 101  # bandwidths of an interval that are checked
-MARGINS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # of the bound, tried in turn
+MARGINS = (*(0.005 * step for step in range(21)), 0.15, 0.2, 0.3, 0.4, 0.5)  # of the bound, tried in turn
 
 
 class Regression(nn.Module):

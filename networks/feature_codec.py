@@ -6,12 +6,14 @@ and ReLU (in the sigmoid's place), a quantizer, and a decoder of one transposed 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
 
 from networks.chain import Chain, Shape, initialize
@@ -66,6 +68,28 @@ class FeatureCodec(nn.Module):
         self.decoder = nn.Sequential(nn.ConvTranspose2d(hidden, inputs, **window), nn.BatchNorm2d(inputs), closing)
         self.register_buffer("limit", torch.ones(()))
         initialize(self)
+
+    def narrowed(self, channels: int) -> tuple[FeatureCodec, Tensor]:
+        """A copy whose code has so many channels, those of the encoder's filters of the largest l2 norm.
+
+        Returns:
+            The codec, and which channels of the code are left, (channels,) rising: its codes are those of this one.
+
+        Raises:
+            ValueError: more channels than there are, or none.
+        """
+        hidden, rows, columns = self.code_shape
+        if not 1 <= channels <= hidden:
+            raise ValueError(f"Expected from 1 to {hidden} channels of the code to be left, got {channels}.")
+        lean = copy.deepcopy(self)
+        filters: Any = lean.encoder[1].weight
+        gone = filters.detach().flatten(1).norm(dim=1).argsort(stable=True)[: hidden - channels].tolist()
+        kept = torch.tensor(sorted(set(range(hidden)) - set(gone)))
+        tp.prune_conv_out_channels(lean.encoder[1], gone)
+        tp.prune_batchnorm_out_channels(lean.encoder[2], gone)
+        tp.prune_conv_in_channels(lean.decoder[0], gone)
+        lean.code_shape = (channels, rows, columns)
+        return lean, kept
 
     @property
     def payload_bytes(self) -> int:

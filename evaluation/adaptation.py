@@ -1,0 +1,266 @@
+"""Thresholds that follow the bandwidth, and what does not: figure 10 of the Exit Predictor paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from costs.latency import CoInference
+from evaluation.runs import TrainedRun
+from evaluation.streaming import Streaming
+from inference.adaptive import AdaptiveThresholds, check_intervals, fitted
+from inference.choices import PredictionThresholds
+from inference.latency_bound import Link, Seen, grid, optima
+from inference.policies import Never, Policy
+from inference.predicted import Predicted
+from inference.replay import curve
+from inference.simulation import Stream
+from inference.thresholds import Confidence, Thresholds, one_each
+from inference.trace import Trace
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared.
+
+    Args:
+        static: λ of the static methods, one for all early exits or one each; None for those of the run.
+        intervals: Mbit/s that each regression model is trained at.
+        margin_ms: see ``inference.adaptive.fitted``.
+        outside: likewise.
+        points: thresholds that are tried, at least.
+        bandwidths: how many are compared, evenly in logarithm over all intervals.
+        more: share of the samples that the static γ may send to the last exit beyond those that get there anyway.
+        pruned: whether channels of the encoder are pruned in one of the methods.
+        stream: of images that arrive while the bandwidth changes.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    static: float | Sequence[float] | None
+    intervals: Sequence[Sequence[float]]
+    margin_ms: float | None = None
+    outside: str = "refuse"
+    points: int = 100_000
+    bandwidths: int = 61
+    more: float = 0.02
+    pruned: bool = True
+    stream: Streaming | None = None
+
+    def __post_init__(self) -> None:
+        check_intervals(self.intervals)
+        PredictionThresholds(more=self.more)
+        if self.outside not in ("refuse", "nearest"):
+            raise ValueError(f"Expected adaptation.outside to be refuse or nearest, got {self.outside}.")
+        for key, least, most in (("points", 1, 2_000_000), ("bandwidths", 2, 10_000)):
+            value = getattr(self, key)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"Expected adaptation.{key} from {least} to {most}, got {value}.")
+        margin: Any = self.margin_ms
+        if margin is not None and not (type(margin) in (int, float) and 0 <= margin < math.inf):
+            raise ValueError(f"Expected adaptation.margin_ms to be at least 0, or null, got {margin}.")
+        if not isinstance(self.pruned, bool):
+            raise ValueError(f"Expected adaptation.pruned to be true or false, got {self.pruned}.")
+
+    @property
+    def compared(self) -> list[float]:
+        """Mbit/s, rising."""
+        low, high = math.log10(self.intervals[0][0]), math.log10(self.intervals[-1][-1])
+        spread = torch.logspace(low, high, self.bandwidths, dtype=torch.float64).tolist()
+        return [self.intervals[0][0], *spread[1:-1], self.intervals[-1][-1]]
+
+
+class Traced(NamedTuple):
+    """A run with its validation and test traces, priced with ``latency_ms`` and ``sent_bytes``."""
+
+    run: TrainedRun
+    val: Trace
+    test: Trace
+
+
+class Along(NamedTuple):
+    """A method along B bandwidths, on one split: accuracy (B,) from 0 to 1, latency (B,) in average ms an image."""
+
+    accuracy: Tensor
+    latency: Tensor
+
+
+@dataclass(frozen=True)
+class Method:
+    """A curve of figure 10.
+
+    Attributes:
+        name: of the method.
+        val, test: along the bandwidths.
+        static: whether it does the same at every bandwidth.
+        thresholds: (B, D) of those that choose; None of others.
+        channels: (B,) of the code, of the one that prunes.
+        regressed: the models, of those that have them.
+        policy_of: from Mbit/s to the policy, of those that can be executed.
+    """
+
+    name: str
+    val: Along
+    test: Along
+    static: bool = False
+    thresholds: Tensor | None = None
+    channels: Tensor | None = None
+    regressed: AdaptiveThresholds | None = None
+    policy_of: Callable[[float], Policy] | None = None
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Figure 10 of one run.
+
+    Attributes:
+        label: of the run.
+        bandwidths: (B,) Mbit/s.
+        setting: device, link and server.
+        link: what crosses it.
+        methods: in the order of the paper, the exact optimum last.
+        notes: what there is to say of them.
+        stream: how images arrive while the bandwidth changes, where they do, and ...
+        streams: ... what becomes of them, by method.
+    """
+
+    label: str
+    bandwidths: Sequence[float]
+    setting: CoInference
+    link: Link
+    methods: Sequence[Method]
+    notes: Sequence[str] = ()
+    stream: Streaming | None = None
+    streams: Mapping[str, Stream] = field(default_factory=dict)
+
+    @property
+    def exits(self) -> int:
+        """N, of the run."""
+        thresholds = self.method(EE_ADAPTIVE).thresholds
+        assert thresholds is not None
+        return thresholds.shape[1] + 1
+
+    def method(self, *names: str) -> Method:
+        """The method of that name, the first of several that is there."""
+        known = {method.name: method for method in self.methods}
+        return next(known[name] for name in names if name in known)
+
+    def excess(self, method: Method) -> tuple[float, float]:
+        """By how much the bound is exceeded at worst, in ms, in validation and test; below 0 where it never is."""
+        worst = [float(along.latency.max()) - self.setting.bound_ms for along in (method.val, method.test)]
+        return worst[0], worst[1]
+
+
+Pruning = Callable[["Comparison", Sequence[float]], Method]
+
+BACKBONE, EE, EE_EP = "Backbone", "EE (static)", "EE+EP (static)"
+EE_ADAPTIVE, EE_PRUNED, ORACLE = "EE (adaptive)", "EE (adaptive, pruning)", "EE+oracle (adaptive)"
+EE_EP_ADAPTIVE, EXACT = "EE+EP (adaptive)", "exact optimum"
+
+
+class Comparison:
+    """What is compared, on the validation and test traces of one run, priced with ``latency_ms`` and ``sent_bytes``."""
+
+    def __init__(self, val: Trace, test: Trace, setting: CoInference, settings: Settings):
+        self.val, self.test, self.setting, self.settings = val, test, setting, settings
+        self.bandwidths = settings.compared
+        self.link = Link(val.costs["sent_bytes"].link, setting.delay_ms)
+        self._candidates: dict[str, Seen] = {}
+
+    def seen(self, family: Policy, values: Tensor, trace: Trace, foresight: bool = False) -> Seen:
+        """Points (P, D) of a family on a trace; with foresight each image pays the head it leaves at alone."""
+        costs, points = trace.costs["latency_ms"], curve(family, values, trace)
+        seen = Seen.of(points, costs.link)
+        if not foresight:
+            return seen
+        alone = torch.tensor([*costs.alone[:-1], costs.alone[-1] - costs.link], dtype=torch.float64)
+        return replace(seen, computing=points.shares @ alone)
+
+    def candidates(self, family: Confidence) -> Seen:
+        """All thresholds that are tried, on the validation split."""
+        if family.name not in self._candidates:
+            values = grid(family, self.val, self.settings.points)
+            self._candidates[family.name] = self.seen(family, values, self.val)
+        return self._candidates[family.name]
+
+    def along(self, seen: Seen, link: Link | None = None) -> Along:
+        """B points at the B bandwidths, or one at all of them."""
+        sending = torch.tensor([(link or self.link).ms(mbps) for mbps in self.bandwidths], dtype=torch.float64)
+        return Along(seen.accuracy.expand(len(sending)), seen.computing + seen.crossing * sending)
+
+    def static(self, name: str, family: Policy, values: Sequence[float] = ()) -> Method:
+        """One point of a family at every bandwidth."""
+        row = torch.tensor([list(values)], dtype=torch.float64)
+        val, test = (self.along(self.seen(family, row, trace)) for trace in (self.val, self.test))
+        return Method(name, val, test, static=True, policy_of=lambda mbps: family.at(values))
+
+    def regressed(self, name: str, family: Confidence) -> Method:
+        """Thresholds that regression models choose."""
+
+        def replayed(values: Tensor) -> Seen:
+            return self.seen(family, values, self.val)
+
+        s, bound, seen = self.settings, self.setting.bound_ms, self.candidates(family)
+        models = fitted(family, seen, replayed, self.link, bound, s.intervals, s.margin_ms, s.outside)
+        values = models.values(self.bandwidths)
+        val, test = (self.along(self.seen(family, values, trace)) for trace in (self.val, self.test))
+        return Method(name, val, test, thresholds=values, regressed=models, policy_of=models.at)
+
+    def exact(self, name: str, family: Confidence, foresight: bool = False) -> Method:
+        """The best of all candidates at each bandwidth."""
+        seen = self.candidates(family)
+        if foresight:
+            seen = self.seen(family, seen.values, self.val, foresight)
+        seen = seen.rows(optima(seen, self.link, self.setting.bound_ms, self.bandwidths))
+        test = self.seen(family, seen.values, self.test, foresight)
+        return Method(name, self.along(seen), self.along(test), thresholds=seen.values)
+
+
+def adapted(
+    run: Traced, backbone: Traced | None, settings: Settings, setting: CoInference, pruning: Pruning | None = None
+) -> Adaptation:
+    """Figure 10 of a run with early exits.
+
+    Args:
+        backbone: None for the run's own last exit in its place.
+        pruning: makes the method whose encoder loses channels; None to leave it out.
+
+    Raises:
+        ValueError: a bound that no thresholds keep to.
+    """
+    val, test = run.val, run.test
+    these = Comparison(val, test, setting, settings)
+    lambdas = static_thresholds(run.run, settings)
+    own = these if backbone is None else Comparison(backbone.val, backbone.test, setting, settings)
+    methods = [own.static(BACKBONE, Never()), these.static(EE, Confidence(), lambdas)]
+    if test.predictions is not None:
+        guided = PredictionThresholds(more=settings.more)(Confidence(lambdas), val)
+        methods.append(these.static(EE_EP, Predicted(), [*lambdas, *guided.gammas(test.num_exits)]))
+    methods.append(these.regressed(EE_ADAPTIVE, Confidence()))
+    if pruning is not None:
+        methods.append(pruning(these, lambdas))
+    methods.append(these.exact(ORACLE, Confidence(), foresight=True))
+    if test.predictions is not None:
+        methods.append(these.regressed(EE_EP_ADAPTIVE, Predicted()))
+    methods.append(these.exact(EXACT, Confidence() if test.predictions is None else Predicted()))
+    source = "the last exit of the same network, no early head computed" if backbone is None else backbone.run.label
+    notes = [f"{BACKBONE}: {source}. {EXACT}: the best of {settings.points:,} thresholds or more at every bandwidth."]
+    return Adaptation(run.run.label, these.bandwidths, setting, these.link, methods, notes)
+
+
+def static_thresholds(run: TrainedRun, settings: Settings) -> list[float]:
+    """λ of the static methods, one for each early exit.
+
+    Raises:
+        ValueError: another number of them.
+    """
+    exits = run.network.num_exits
+    if settings.static is not None:
+        return one_each(settings.static, exits, "adaptation.static")
+    return run.point.each(exits) if isinstance(run.point, Thresholds) else [0.95] * (exits - 1)
