@@ -23,6 +23,7 @@ bench: $(READY)
 	$(PY) -W ignore::FutureWarning -m benchmarks.exit_predictor
 	$(PY) -W ignore::FutureWarning -m benchmarks.quantization
 	$(PY) -W ignore::FutureWarning -m benchmarks.skipping
+	$(PY) -W ignore::FutureWarning -m benchmarks.bandwidths
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -59,13 +60,9 @@ class CoInference:
         if not _is_number(self.delay_ms) or not 0 <= self.delay_ms < math.inf:
             raise ValueError(f"Expected co_inference.delay_ms to be a number of at least 0, got {self.delay_ms}.")
 
-    def sending_ms(self, sent: float, bandwidth_mbps: float | None = None) -> float:
-        """Milliseconds that ``sent`` bytes take on the link, its delay included.
-
-        Args:
-            bandwidth_mbps: None for ``self.bandwidth_mbps``.
-        """
-        return self.delay_ms + 8 * sent / (1000 * (bandwidth_mbps or self.bandwidth_mbps))
+    def sending_ms(self, sent: float) -> float:
+        """Milliseconds that ``sent`` bytes take on the link at ``bandwidth_mbps``, its delay included."""
+        return self.delay_ms + 8 * sent / (1000 * self.bandwidth_mbps)
 
     def latency(self, counts: NetworkCosts, sent: NetworkCosts, times: NetworkCosts | None = None) -> NetworkCosts:
         """Milliseconds of every part (``latency_ms``): the device's, the link's at ``bandwidth_mbps``, the server's.
@@ -146,8 +143,7 @@ def measured_times(network: EarlyExitNetwork) -> NetworkCosts:
         raise ValueError(
             "co_inference.measured=true is for networks without gates, whose parts take the same time for every image."
         )
-    training = network.training
-    network.eval()
+    network = copy.deepcopy(network).eval()
     image = torch.zeros(1, *network.chain.input_shape, device=next(network.parameters()).device)
     chain, codec = network.chain, network.codec
     x = chain.run(image, stop=0)
@@ -162,7 +158,6 @@ def measured_times(network: EarlyExitNetwork) -> NetworkCosts:
             coding = [_ms(codec.encode, x), _ms(codec.decode, codec.encode(x))]
     heads.append(_ms(chain.head, x))
     predictor = 0.0 if network.predictor is None else _ms(network.predictor, image)
-    network.train(training)
     cut = None if codec is None else codec.cut
     return NetworkCosts(
         "latency_ms", stem, tuple(blocks), tuple(heads), network.taps, predictor, (), cut, coding[0], 0, coding[1]

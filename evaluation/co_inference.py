@@ -11,6 +11,7 @@ from evaluation.pruned_codec import PrunedCodec
 from evaluation.runs import TrainedRun
 from evaluation.streaming import streamed
 from evaluation.tracing import Images, Machine
+from inference.latency_bound import rounded_up
 
 
 def adapt(
@@ -77,5 +78,5 @@ def check(runs: Sequence[TrainedRun], settings: Settings, setting: CoInference) 
     if setting.bound_ms < least:
         raise ValueError(
             f"Expected a bound that some thresholds keep to, got {setting.bound_ms:g} ms: the smallest latency "
-            f"possible at any bandwidth is {least:.3g} ms; raise co_inference.bound_ms."
+            f"possible at any bandwidth is {rounded_up(least)} ms; raise co_inference.bound_ms."
         )

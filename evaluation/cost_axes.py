@@ -29,7 +29,7 @@ class Cost:
         """Of the backbone with its own head, no gate asked and nothing skipped; on the device, up to the cut."""
         costs = trace.costs[self.whole.kind].ungated
         end = None if self.kind == self.whole.kind else costs.device_ends
-        return self.factor * (costs.plain if end is None else costs.until_tap[end])
+        return self.factor * (costs.plain + costs.link if end is None else costs.until_tap[end])
 
     @property
     def whole(self) -> Cost:

@@ -62,7 +62,7 @@ def _cells(point: Point, full: float, plan: Plan) -> dict[str, str]:
         "minus full": f"{100 * point.gain:+.2f} ± {100 * point.gain_error:.2f}",
         f"on {plan.split}": "" if math.isnan(point.seen) else f"{100 * point.seen:.2f} %",
         plan.cost.title: plan.cost.amount(point.cost),
-        "of full": f"{100 * point.cost / full:.1f} %",
+        "of full": f"{100 * point.cost / full:.1f} %" if full else "-",
         **dict(zip(PARTS, map(plan.cost.amount, (point.device, point.server)), strict=True)),
         "share per exit": " / ".join(f"{100 * share:.1f}" for share in point.shares) + " %",
     }

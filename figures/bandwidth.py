@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from figures.look import ADAPTIVE, INK, MARKERS, dress, shades, sheet
+
+FAR = 4  # times as far below the best as the middle one is
 
 
 class Series(NamedTuple):
@@ -31,30 +33,53 @@ class Series(NamedTuple):
 
 
 def bandwidth_figure(mbps: Sequence[float], series: Sequence[Series], bound_ms: float, title: str) -> Figure:
-    """Latency above, accuracy below, over the bandwidth in Mbit/s; the bound as a line."""
+    """Latency above, accuracy below, over the bandwidth in Mbit/s; the bound as a line.
+
+    What falls far below the accuracy of all others leaves the picture, and its lowest point is written there.
+    """
     figure = sheet(7.4, title, size=10)
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.axhline(bound_ms, color=INK, linewidth=1, linestyle=(0, (5, 3)))
     upper.text(mbps[-1], bound_ms, f"τ = {bound_ms:g} ms ", ha="right", va="bottom", color=INK, fontsize=9)
     every = max(1, len(mbps) // 10)
-    for i, (one, look) in enumerate(zip(series, _looks(series), strict=True)):
+    looks = _looks(series)
+    for i, (one, look) in enumerate(zip(series, looks, strict=True)):
         look |= {"markevery": (i * every // len(series), every), "markersize": 5}
         upper.plot(mbps, one.latency, **look, label=one.name)
         lower.plot(mbps, [100 * value for value in one.accuracy], **look)
-    _plain_log(upper)
+    _plain_log(upper, [value for one in series for value in one.latency])
     upper.set_xscale("log")
     lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     dress(upper, "", "average latency, ms")
     dress(lower, "bandwidth, Mbit/s", "accuracy on all test images, %")
+    _close_up(lower, mbps, series, [look["color"] for look in looks])
     figure.legend(loc="outside right center", frameon=False, labelcolor=INK)
     return figure
 
 
-def _plain_log(axes: Axes) -> None:
+def _close_up(axes: Axes, mbps: Sequence[float], series: Sequence[Series], colours: Sequence[str]) -> None:
+    """Ends the axis below the lowest accuracy that is not far below the others'."""
+    lows = sorted(min(one.accuracy) for one in series)
+    high = max(max(one.accuracy) for one in series)
+    shown = next(low for low in lows if high - low <= FAR * max(high - lows[len(lows) // 2], 0.002))
+    if shown == lows[0]:
+        return
+    axes.set_ylim(bottom=100 * (shown - 0.15 * (high - shown)))
+    below = [(one, colour) for one, colour in zip(series, colours, strict=True) if min(one.accuracy) < shown]
+    for i, (one, colour) in enumerate(below):
+        lowest = min(one.accuracy)
+        place = (mbps[len(mbps) // 3], 0.03 + 0.08 * i)
+        text = f"{one.name}: down to {100 * lowest:.1f} % at {mbps[list(one.accuracy).index(lowest)]:.2g} Mbit/s"
+        axes.text(*place, text, transform=axes.get_xaxis_transform(), color=colour, fontsize=9)
+
+
+def _plain_log(axes: Axes, values: Sequence[float]) -> None:
     axes.set_yscale("log")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else ""))
+    # powers of ten alone would leave the axis of a decade without numbers
+    steps = (1, 2, 3, 5, 7) if max(values) < 20 * min(values) else (1, 2, 5)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _looks(series: Sequence[Series]) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from inference.latency_bound import SLACK, Link, Seen, fastest, optima
-from inference.points import FAMILIES
 from inference.predicted import Predicted
 from inference.thresholds import Confidence
 
@@ -35,10 +34,22 @@ class Regression(nn.Module):
         self.low, self.high = low, high
         self.layers = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, outputs)).double()
 
+    def bend_at(self, bandwidths: Sequence[float]) -> None:
+        """Lets the hidden units set in at these bandwidths: drawn at random, all may miss what lies between them."""
+        first: Any = self.layers[0]
+        with torch.no_grad():
+            places = self._places(torch.tensor(list(bandwidths), dtype=torch.float64))
+            first.weight.fill_(1)
+            first.bias.copy_(-places.repeat(-(-len(first.bias) // len(places)))[: len(first.bias)])
+
     def forward(self, bandwidths: Tensor) -> Tensor:
         """Mbit/s (B,) to thresholds (B, D), not yet held within 0 to 1."""
+        return self.layers(self._places(bandwidths.double())[:, None])
+
+    def _places(self, bandwidths: Tensor) -> Tensor:
+        """-1 at the interval's low end, 1 at its high one."""
         low, high = math.log(self.low), math.log(self.high)
-        return self.layers(((bandwidths.double().log() - low) / (high - low) * 2 - 1)[:, None])
+        return (bandwidths.log() - low) / (high - low) * 2 - 1
 
 
 @dataclass(frozen=True)
@@ -141,10 +152,11 @@ class AdaptiveThresholds:
             ValueError: something else.
         """
         try:
-            family: Any = FAMILIES[content["policy"]]()
+            family = {family.name: family for family in (Confidence, Predicted)}[content["policy"]]()
+            check_intervals([part["mbps"] for part in content["intervals"]])
             parts = [_interval(part) for part in content["intervals"]]
-            return cls(family, parts, float(content["bound_ms"]), str(content["outside"]))
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            return cls(family, parts, float(content["bound_ms"]), _checked_outside(content["outside"]))
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise ValueError(f"Expected thresholds by bandwidth, got something else: {error}.") from error
 
 
@@ -157,6 +169,8 @@ def _interval(content: Mapping[str, Any]) -> Interval:
     layers: Any = regression.layers
     layers[0].load_state_dict(first)
     layers[2].load_state_dict(last)
+    if not all(parameter.isfinite().all() for parameter in regression.parameters()):
+        raise ValueError("weights that are not numbers")
     return Interval(regression, float(content["margin_ms"]), float(content["violation_ms"]))
 
 
@@ -185,8 +199,7 @@ def fitted(
         ValueError: intervals that are not rising, or do not follow each other; a bound that cannot be kept to.
     """
     check_intervals(intervals)
-    if outside not in ("refuse", "nearest"):
-        raise ValueError(f"Expected adaptation.outside to be refuse or nearest, got {outside}.")
+    _checked_outside(outside)
     tried = [margin * bound_ms for margin in MARGINS] if margin_ms is None else [margin_ms]
     parts = []
     for mbps in intervals:
@@ -200,6 +213,12 @@ def fitted(
         assert best is not None
         parts.append(best)
     return AdaptiveThresholds(family, parts, bound_ms, outside)
+
+
+def _checked_outside(outside: Any) -> str:
+    if outside not in ("refuse", "nearest"):
+        raise ValueError(f"Expected adaptation.outside to be refuse or nearest, got {outside}.")
+    return outside
 
 
 def check_intervals(intervals: Sequence[Sequence[float]]) -> None:
@@ -231,6 +250,7 @@ def _fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         regression = Regression(mbps[0], mbps[-1], wanted.shape[1])
+        regression.bend_at(mbps[:-1])
     optimizer = torch.optim.LBFGS(regression.parameters(), max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

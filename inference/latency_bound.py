@@ -92,12 +92,19 @@ def optima(seen: Seen, link: Link, bound_ms: float, bandwidths: Sequence[float])
         if not len(within):
             raise ValueError(
                 f"Expected a bound that some thresholds keep to, got {bound_ms:g} ms: at {bandwidth:g} Mbit/s the "
-                f"smallest average latency possible is {float(latency.min()):.3g} ms; raise co_inference.bound_ms."
+                f"smallest average latency possible is {rounded_up(float(latency.min()))} ms; raise "
+                "co_inference.bound_ms."
             )
         accuracy = seen.accuracy[within]
         best = within[accuracy == accuracy.max()]
         found.append(best[latency[best].argmin()])
     return torch.stack(found)
+
+
+def rounded_up(ms: float) -> str:
+    """Milliseconds in three digits or more, never less than they are: a bound that can be kept to."""
+    scale = 10.0 ** max(0, 2 - math.floor(math.log10(ms))) if ms > 0 else 1.0
+    return f"{math.ceil(round(ms * scale, 6)) / scale:.10g}"
 
 
 def fastest(seen: Seen, link: Link, bandwidth_mbps: float) -> int:

@@ -175,7 +175,8 @@ def assembled(
 
 
 def _segments(cost: NetworkCosts, decisions: Decisions | None, samples: int) -> Tensor:
-    return _each(cost.segments, samples) if decisions is None else cost.of_segments(decisions)
+    # what gates do not change, such as bytes sent, has none
+    return _each(cost.segments, samples) if decisions is None or not cost.gates else cost.of_segments(decisions)
 
 
 def _each(costs: Sequence[float], samples: int) -> Tensor:

@@ -26,9 +26,9 @@ CANDIDATES, SEEN = 20, 2**14  # limits that are compared, on so many numbers of 
 class FeatureCodec(nn.Module):
     """Compresses a feature (N, c, h, w) to codes (N, m, h', w') of a few bits, and brings them back.
 
-    While the encoder trains nothing is quantized, and the quantizer's limit follows the one of least squared error of
-    each batch. Afterwards what the decoder sees is what the codes say. The limit is the same for all images, so no more
-    than the codes is sent.
+    While the encoder trains nothing is quantized, and the quantizer's limit, that of least squared error of the first
+    batch, follows those of the others. Afterwards what the decoder sees is what the codes say. The limit is the same
+    for all images, so no more than the codes is sent.
 
     Args:
         shape: (c, h, w) of the feature.
@@ -66,7 +66,7 @@ class FeatureCodec(nn.Module):
         )
         closing = nn.Identity() if signed else nn.ReLU()
         self.decoder = nn.Sequential(nn.ConvTranspose2d(hidden, inputs, **window), nn.BatchNorm2d(inputs), closing)
-        self.register_buffer("limit", torch.ones(()))
+        self.register_buffer("limit", torch.zeros(()))  # not known yet
         initialize(self)
 
     def narrowed(self, channels: int) -> tuple[FeatureCodec, Tensor]:
@@ -121,7 +121,8 @@ class FeatureCodec(nn.Module):
     def pack(self, codes: Tensor) -> Tensor:
         """Codes (N, m, h', w') to what is sent: (N, ``payload_bytes``) uint8, the first code's highest bit first."""
         each = np.unpackbits(codes.cpu().numpy()[..., None], axis=-1)[..., -self.bits :]
-        return torch.from_numpy(np.packbits(each.reshape(len(codes), -1), axis=1))
+        each = each.reshape(len(codes), math.prod(self.code_shape) * self.bits)
+        return torch.from_numpy(np.packbits(each, axis=1))
 
     def unpack(self, payload: Tensor) -> Tensor:
         """What was sent (N, ``payload_bytes``) to codes (N, m, h', w'), uint8.
@@ -161,7 +162,7 @@ class FeatureCodec(nn.Module):
         limits = y.max() * torch.linspace(1 / CANDIDATES, 1, CANDIDATES, device=y.device)[:, None]
         errors = (_levels(y, limits, self._steps) * limits / self._steps - y).square().mean(1)
         best = limits[errors.argmin(), 0]
-        self.limit.add_(FOLLOWS * (best - self.limit)).clamp_(min=torch.finfo(torch.float32).tiny)
+        self.limit.add_(torch.where(self.limit > 0, FOLLOWS, 1.0) * (best - self.limit))
 
 
 def _levels(y: Tensor, limit: Tensor, steps: int) -> Tensor:

@@ -150,10 +150,11 @@ def _in_few_bits(cfg: DictConfig, chain: Chain, taps: Sequence[int]) -> Chain:
         edge_blocks(convs, asked)
     if bits == (FULL, FULL):
         return chain
-    count = sum(convs[: max(taps)] if taps else convs) if asked is None else asked
+    cut = OmegaConf.select(cfg, "method.codec.cut") or max(taps, default=None)
+    count = sum(convs[:cut]) if asked is None else asked
     few = quantized(chain, *bits, count)
     if count == 0:
-        where = "before the cut, which follows the last early exit," if taps else "in the blocks"
+        where = "in the blocks" if cut is None else f"before the cut, which follows block {cut},"
         reason = f"no convolution {where} can be" if asked is None else "precision.edge_convs=0"
         log.warning("Nothing is quantized, although weights have %d and activations %d bit: %s.", *bits, reason)
     return few

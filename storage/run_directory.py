@@ -38,7 +38,6 @@ LATER = (
     "co_inference.",
     "callbacks.exit_metrics.chip",
     "callbacks.exit_metrics.co_inference",
-    "method.codec",
 )
 
 POINT = "operating_point.json"

@@ -108,6 +108,7 @@ def test_64_times_fewer_bytes_at_the_papers_cuts(make: Callable[[], Chain], taps
     assert codec.feature_bytes == 64 * codec.payload_bytes
 
 
+@settings(max_examples=40)
 @given(
     bits=bits_of, shape=st.tuples(*[st.integers(1, 5)] * 3), count=st.integers(1, 3), seed=st.integers(0, 99),
     layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
@@ -151,6 +152,7 @@ def test_the_server_gets_what_the_codes_say_and_no_more(shape, options: dict[str
     assert behind.std() > 0
 
 
+@settings(max_examples=40)
 @given(bits=bits_of, limit=st.floats(1e-3, 1e3), seed=st.integers(0, 999))
 @torch.no_grad()
 def test_inside_the_limit_the_error_is_at_most_half_a_step(bits: int, limit: float, seed: int) -> None:
@@ -595,15 +597,13 @@ def test_phases_whose_result_an_earlier_run_has_are_left_out(runs: Path) -> None
     assert phases_of(*METHOD, PREDICTOR, ep) == ["codec", "fine_tune", "calibrate", "choose"]
     assert phases_of(*METHOD, PREDICTOR, codec) == ["calibrate", "choose"]
     assert phases_of(*METHOD, "method/predictor=separable", codec) == ["calibrate", "predictor", "choose"]
-    assert phases_of(*METHOD, codec) == []
 
 
 def test_what_an_earlier_run_has_trained_is_what_is_gone_on_with(runs: Path, tmp_path: Path) -> None:
     earlier = load_file(runs / "codec/network.safetensors")
-    for predictor, rooms in ((PREDICTOR, {"chain", "heads", "codec", "predictor"}),
-                             ("method/predictor=lenet", {"chain", "heads", "codec"})):  # fmt: skip
+    kept = {"chain", "heads", "codec"}
+    for predictor, rooms in ((PREDICTOR, kept | {"predictor"}), ("method/predictor=lenet", kept)):
         cfg = composed(*SMALL, "backbone=resnet8", *METHOD, predictor, f"method.from_run={runs / 'codec'}")
-        cfg.dataset.eval_batch_size = 100
         network = build_network(cfg, 10, (3, 32, 32))
         fresh = {name: value.clone() for name, value in network.state_dict().items()}
         load_weights(cfg, network, RunDirectory(tmp_path / "none"))
@@ -616,12 +616,10 @@ BEHIND = r"\Amethod\.from_run=\S* was trained behind "
 REFUSED = {
     "bits": (["method.codec.bits=0"], r"\AExpected method\.codec\.bits to be .* from 1 to 8, got 0\.\Z"),
     "cut": (["method.codec.cut=1"], r"\Amethod\.codec\.cut=1 lies before exit 2, which follows block 2: .*\Z"),
-    "outside": (["method.codec.cut=9"], r"\AExpected method\.codec\.cut, .* from 1 to 3, got 9\.\Z"),
     "no exit": (["method/exits=none"], r"\AWithout an early exit the codec needs a place: give method\.codec\.cut"),
     "gates": (["method/gates=layer_rnn"], r"\Amethod/codec and method/gates cannot be combined: .*\Z"),
-    "nobody": (["method.phases.codec=null", "method.phases.fine_tune=null"],
-               r"\ANo phase of the method trains the feature codec; choose .* or method\.codec=null\.\Z"),
-    "server alone": (["method.phases.codec=null"], r"\ANo phase of the method trains the feature codec; .*\Z"),
+    "server alone": (["method.phases.codec=null"],
+                     r"\ANo phase of the method trains the feature codec; choose .* or method\.codec=null\.\Z"),
     "other bits": (["method.from_run=RUNS/codec", "method.codec.bits=4"],
                    BEHIND + r"another codec; .* the same method\.codec\.\Z"),
     "other cut": (["method.from_run=RUNS/codec", "method.codec.cut=3"], BEHIND + r"another codec; .*\Z"),
