@@ -145,7 +145,7 @@ def compare(results: Sequence[Result], settings: Settings, plan: Plan) -> Compar
     """
     cost = plan.cost
     first = [result for result in results if result.test.predictions is not None or _ratio(result)]
-    if not first:
+    if not first or cost.kind == "sent_bytes":  # of which the device has none
         return None
     first.sort(key=lambda result: result.test.predictions is None)
     early = first[0].test.num_exits - 1
