@@ -63,7 +63,7 @@ def _sections(exits: int) -> dict[str, list[Any]]:
 
 def columns(exits: int) -> list[str]:
     """Of the runs table: the job type is the method, the tags are backbone, data set and precision."""
-    results = ["test/acc", "test/macs", "test/energy_uj", "test/device_bytes"]
+    results = ["test/acc", "test/macs", "test/energy_uj", "test/latency_ms", "test/sent_bytes", "test/device_bytes"]
     for k in range(1, exits + 1):
         results += [f"test/exit_{k}/acc", f"test/exit_{k}/fraction"]
     run = ["run:displayName", "run:state", "run:group", "run:jobType", "run:tags"]

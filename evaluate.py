@@ -75,10 +75,10 @@ def evaluate(cfg: DictConfig) -> Path:
         chip, setting = chip_of(runs, cfg.energy, plan.cost), co_inference_of(runs, cfg.co_inference)
         adapting = build_adaptation(cfg)
         check(runs, plan)
-        if adapting is not None:
-            check_adaptation(runs, adapting, setting)
-        folder = results_folder(cfg, runs, datetime.datetime.now())
         images = images_of(runs, cfg.root, cfg.batch_size)
+        if adapting is not None:
+            check_adaptation(runs, images, adapting, setting)
+        folder = results_folder(cfg, runs, datetime.datetime.now())
         traced = []
         for run, source in zip(runs, images, strict=True):
             run.network.to(machine.device)

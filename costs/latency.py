@@ -17,7 +17,34 @@ from costs.network import NetworkCosts, network_costs
 from costs.transmission import sent_bytes
 from networks.early_exit_network import EarlyExitNetwork
 
+UNMEASURED = (
+    "co_inference.measured=true is for networks without gates, whose parts take the same time for every image; leave "
+    "it out, so that latencies are of operations."
+)
 SECONDS = 0.02  # that each part is run for, at least, when it is measured
+
+
+@dataclass(frozen=True)
+class Link:
+    """Between device and server.
+
+    Attributes:
+        sent: bytes of an image that crosses.
+        delay_ms: whatever is sent.
+    """
+
+    sent: float
+    delay_ms: float = 0.0
+
+    def ms(self, bandwidth_mbps: float) -> float:
+        """Milliseconds of an image that crosses; 10⁶ bit/s.
+
+        Raises:
+            ValueError: a bandwidth that is not above 0.
+        """
+        if not bandwidth_mbps > 0:
+            raise ValueError(f"Expected a bandwidth above 0 Mbit/s, got {bandwidth_mbps:g}.")
+        return self.delay_ms + 8 * self.sent / (1000 * bandwidth_mbps)
 
 
 @dataclass(frozen=True)
@@ -60,9 +87,9 @@ class CoInference:
         if not _is_number(self.delay_ms) or not 0 <= self.delay_ms < math.inf:
             raise ValueError(f"Expected co_inference.delay_ms to be a number of at least 0, got {self.delay_ms}.")
 
-    def sending_ms(self, sent: float) -> float:
-        """Milliseconds that ``sent`` bytes take on the link at ``bandwidth_mbps``, its delay included."""
-        return self.delay_ms + 8 * sent / (1000 * self.bandwidth_mbps)
+    def link(self, sent: float) -> Link:
+        """What an image meets that crosses the cut with ``sent`` bytes."""
+        return Link(sent, self.delay_ms)
 
     def latency(self, counts: NetworkCosts, sent: NetworkCosts, times: NetworkCosts | None = None) -> NetworkCosts:
         """Milliseconds of every part (``latency_ms``): the device's, the link's at ``bandwidth_mbps``, the server's.
@@ -89,7 +116,7 @@ class CoInference:
             heads=(*device.heads[:-1], behind.heads[-1]),
             gates=(*device.gates[:on_device], *behind.gates[on_device:]),
             decoder=behind.decoder,
-            link=0 if end is None else self.sending_ms(sent.link),
+            link=0 if end is None else self.link(sent.link).ms(self.bandwidth_mbps),
         )
 
 
@@ -140,9 +167,7 @@ def measured_times(network: EarlyExitNetwork) -> NetworkCosts:
         ValueError: a network with gates.
     """
     if network.gating is not None:
-        raise ValueError(
-            "co_inference.measured=true is for networks without gates, whose parts take the same time for every image."
-        )
+        raise ValueError(UNMEASURED)
     network = copy.deepcopy(network).eval()
     image = torch.zeros(1, *network.chain.input_shape, device=next(network.parameters()).device)
     chain, codec = network.chain, network.codec

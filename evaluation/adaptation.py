@@ -5,75 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from costs.latency import CoInference
+from costs.latency import CoInference, Link
+from evaluation.adaptation_settings import Settings, Streaming
 from evaluation.runs import TrainedRun
-from evaluation.streaming import Streaming
-from inference.adaptive import AdaptiveThresholds, check_intervals, fitted
+from inference.adaptive import AdaptiveThresholds, fitted
 from inference.choices import PredictionThresholds
-from inference.latency_bound import Link, Seen, grid, optima
+from inference.latency_bound import Seen, grid, optima
 from inference.policies import Never, Policy
 from inference.predicted import Predicted
 from inference.replay import curve
 from inference.simulation import Stream
 from inference.thresholds import Confidence, Thresholds, one_each
 from inference.trace import Trace
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is compared.
-
-    Args:
-        static: λ of the static methods, one for all early exits or one each; None for those of the run.
-        intervals: Mbit/s that each regression model is trained at.
-        margin_ms: see ``inference.adaptive.fitted``.
-        outside: likewise.
-        points: thresholds that are tried, at least.
-        bandwidths: how many are compared, evenly in logarithm over all intervals.
-        more: share of the samples that the static γ may send to the last exit beyond those that get there anyway.
-        pruned: whether channels of the encoder are pruned in one of the methods.
-        stream: of images that arrive while the bandwidth changes.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    static: float | Sequence[float] | None
-    intervals: Sequence[Sequence[float]]
-    margin_ms: float | None = None
-    outside: str = "refuse"
-    points: int = 100_000
-    bandwidths: int = 61
-    more: float = 0.02
-    pruned: bool = True
-    stream: Streaming | None = None
-
-    def __post_init__(self) -> None:
-        check_intervals(self.intervals)
-        PredictionThresholds(more=self.more)
-        if self.outside not in ("refuse", "nearest"):
-            raise ValueError(f"Expected adaptation.outside to be refuse or nearest, got {self.outside}.")
-        for key, least, most in (("points", 1, 2_000_000), ("bandwidths", 2, 10_000)):
-            value = getattr(self, key)
-            if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"Expected adaptation.{key} from {least} to {most}, got {value}.")
-        margin: Any = self.margin_ms
-        if margin is not None and not (type(margin) in (int, float) and 0 <= margin < math.inf):
-            raise ValueError(f"Expected adaptation.margin_ms to be at least 0, or null, got {margin}.")
-        if not isinstance(self.pruned, bool):
-            raise ValueError(f"Expected adaptation.pruned to be true or false, got {self.pruned}.")
-
-    @property
-    def compared(self) -> list[float]:
-        """Mbit/s, rising."""
-        low, high = math.log10(self.intervals[0][0]), math.log10(self.intervals[-1][-1])
-        spread = torch.logspace(low, high, self.bandwidths, dtype=torch.float64).tolist()
-        return [self.intervals[0][0], *spread[1:-1], self.intervals[-1][-1]]
 
 
 class Traced(NamedTuple):
@@ -170,7 +118,7 @@ class Comparison:
     def __init__(self, val: Trace, test: Trace, setting: CoInference, settings: Settings):
         self.val, self.test, self.setting, self.settings = val, test, setting, settings
         self.bandwidths = settings.compared
-        self.link = Link(val.costs["sent_bytes"].link, setting.delay_ms)
+        self.link = setting.link(val.costs["sent_bytes"].link)
         self._candidates: dict[str, Seen] = {}
 
     def seen(self, family: Policy, values: Tensor, trace: Trace, foresight: bool = False) -> Seen:
@@ -189,10 +137,10 @@ class Comparison:
             self._candidates[family.name] = self.seen(family, values, self.val)
         return self._candidates[family.name]
 
-    def along(self, seen: Seen, link: Link | None = None) -> Along:
+    def along(self, seen: Seen) -> Along:
         """B points at the B bandwidths, or one at all of them."""
-        sending = torch.tensor([(link or self.link).ms(mbps) for mbps in self.bandwidths], dtype=torch.float64)
-        return Along(seen.accuracy.expand(len(sending)), seen.computing + seen.crossing * sending)
+        latency = seen.latency(self.link, self.bandwidths)
+        return Along(seen.accuracy.expand(len(latency)), latency)
 
     def static(self, name: str, family: Policy, values: Sequence[float] = ()) -> Method:
         """One point of a family at every bandwidth."""
@@ -212,14 +160,48 @@ class Comparison:
         val, test = (self.along(self.seen(family, values, trace)) for trace in (self.val, self.test))
         return Method(name, val, test, thresholds=values, regressed=models, policy_of=models.at)
 
-    def exact(self, name: str, family: Confidence, foresight: bool = False) -> Method:
-        """The best of all candidates at each bandwidth."""
-        seen = self.candidates(family)
-        if foresight:
-            seen = self.seen(family, seen.values, self.val, foresight)
+    def foreseen(self, name: str, family: Confidence) -> Method:
+        """The best of all candidates at each bandwidth, with foresight."""
+        values = self.candidates(family).values
+        seen = self.seen(family, values, self.val, foresight=True)
         seen = seen.rows(optima(seen, self.link, self.setting.bound_ms, self.bandwidths))
-        test = self.seen(family, seen.values, self.test, foresight)
+        test = self.seen(family, seen.values, self.test, foresight=True)
         return Method(name, self.along(seen), self.along(test), thresholds=seen.values)
+
+    def exact(self, name: str, regressed: Sequence[tuple[Confidence, Method]]) -> Method:
+        """The best at each bandwidth of all candidates, and of what the models choose at any, of some families."""
+        found = []
+        for family, method in regressed:
+            assert method.thresholds is not None
+            seen = self.candidates(family).joined(self.seen(family, method.thresholds, self.val))
+            seen = seen.rows(optima(seen, self.link, self.setting.bound_ms, self.bandwidths))
+            test = self.seen(family, seen.values, self.test)
+            found.append(Method(name, self.along(seen), self.along(test), thresholds=seen.values))
+        best = found[0]
+        for other in found[1:]:
+            best = _better(best, other)
+        return best
+
+
+def _better(one: Method, other: Method) -> Method:
+    """Of two that keep the bound, the more accurate in validation, bandwidth by bandwidth, or else the faster."""
+    equal = other.val.accuracy == one.val.accuracy
+    takes = (other.val.accuracy > one.val.accuracy) | equal & (other.val.latency < one.val.latency)
+    val, test = (
+        Along(*(torch.where(takes, b, a) for a, b in zip(x, y, strict=True)))
+        for x, y in ((one.val, other.val), (one.test, other.test))
+    )
+    assert one.thresholds is not None
+    assert other.thresholds is not None
+    width = max(one.thresholds.shape[1], other.thresholds.shape[1])
+    rows = [_widened(method.thresholds, width) for method in (one, other)]
+    return replace(one, val=val, test=test, thresholds=torch.where(takes[:, None], rows[1], rows[0]))
+
+
+def _widened(values: Tensor | None, width: int) -> Tensor:
+    """Thresholds (B, width): NaN where a family has fewer."""
+    assert values is not None
+    return torch.nn.functional.pad(values, (0, width - values.shape[1]), value=math.nan)
 
 
 def adapted(
@@ -242,15 +224,23 @@ def adapted(
     if test.predictions is not None:
         guided = PredictionThresholds(more=settings.more)(Confidence(lambdas), val)
         methods.append(these.static(EE_EP, Predicted(), [*lambdas, *guided.gammas(test.num_exits)]))
-    methods.append(these.regressed(EE_ADAPTIVE, Confidence()))
+    follows: list[tuple[Confidence, Method]] = [(Confidence(), these.regressed(EE_ADAPTIVE, Confidence()))]
+    methods.append(follows[0][1])
     if pruning is not None:
         methods.append(pruning(these, lambdas))
-    methods.append(these.exact(ORACLE, Confidence(), foresight=True))
+    methods.append(these.foreseen(ORACLE, Confidence()))
     if test.predictions is not None:
-        methods.append(these.regressed(EE_EP_ADAPTIVE, Predicted()))
-    methods.append(these.exact(EXACT, Confidence() if test.predictions is None else Predicted()))
+        follows.append((Predicted(), these.regressed(EE_EP_ADAPTIVE, Predicted())))
+        methods.append(follows[1][1])
+    methods.append(these.exact(EXACT, follows))
     source = "the last exit of the same network, no early head computed" if backbone is None else backbone.run.label
-    notes = [f"{BACKBONE}: {source}. {EXACT}: the best of {settings.points:,} thresholds or more at every bandwidth."]
+    notes = [
+        f"{BACKBONE}: {source}.",
+        f"{EXACT}: at every bandwidth the best in validation of {settings.points:,} λ, of as many λ and γ where there "
+        "is a predictor, and of what the regression models choose.",
+    ]
+    if pruning is None:
+        notes.append(f"{EE_PRUNED} is left out: there is no codec, or adaptation.pruned=false.")
     return Adaptation(run.run.label, these.bandwidths, setting, these.link, methods, notes)
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from evaluation import report
 from evaluation.adaptation import EE_ADAPTIVE, EE_EP_ADAPTIVE, EXACT, Adaptation, Method
+from inference.latency_bound import SLACK
 
 SHOWN = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # Mbit/s
 THRESHOLDS = "adaptive_thresholds.json"
@@ -22,7 +23,7 @@ def write(found: Adaptation, title: str, folder: Path) -> list[Path]:
     report.write(folder, "bandwidth.md", markdown(found, title))
     models = {method.name: method.regressed.to_plain() for method in found.methods if method.regressed is not None}
     report.write(folder, THRESHOLDS, json.dumps(models, indent=1) + "\n")
-    return [folder / "bandwidth.csv", folder / "bandwidth.md"]
+    return [folder / name for name in ("bandwidth.csv", "bandwidth.md", THRESHOLDS)]
 
 
 def frame(found: Adaptation) -> pd.DataFrame:
@@ -44,7 +45,7 @@ def frame(found: Adaptation) -> pd.DataFrame:
 def markdown(found: Adaptation, title: str) -> str:
     """``bandwidth.md``: accuracy and latency at some bandwidths, and how the bound is kept."""
     s = found.setting
-    speed = "measured on this machine" if s.measured else f"{s.device_gflops:g} · 10⁹ {s.convention} a second"
+    speed = "in fp32, one image at a time" if s.measured else f"{s.device_gflops:g} · 10⁹ {s.convention} a second"
     server = "takes no time" if s.server_gflops is None else f"{s.server_gflops:g} · 10⁹ {s.convention} a second"
     parts = [
         f"# Latency and accuracy along the bandwidth: {found.label}\n",
@@ -82,7 +83,7 @@ def bounds(found: Adaptation) -> list[dict[str, str]]:
 
 
 def _share_beyond(found: Adaptation, method: Method) -> float:
-    return float((method.test.latency > found.setting.bound_ms + 1e-9).double().mean())
+    return float((method.test.latency > found.setting.bound_ms + SLACK).double().mean())
 
 
 def _regressions(found: Adaptation) -> list[str]:

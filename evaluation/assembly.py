@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from costs.energy import Chip, EnergyModel
 from costs.hierarchy import Hierarchy
-from costs.latency import CoInference
+from costs.latency import UNMEASURED, CoInference
 from costs.network import network_costs
-from evaluation.adaptation import Settings as Adapting
+from evaluation.adaptation_settings import Settings as Adapting
+from evaluation.adaptation_settings import Streaming
 from evaluation.cost_axes import COSTS, Cost
 from evaluation.on_device import Settings
 from evaluation.results import Plan
 from evaluation.runs import TrainedRun, is_adaptive
-from evaluation.streaming import Streaming
 from inference.budget import Budget
 from inference.policies import Policy
 from running.assembly import built
@@ -104,7 +104,12 @@ def co_inference_of(runs: Sequence[TrainedRun], given: DictConfig | None) -> CoI
     stored: Any = next((node for run in runs if (node := run.config.get("co_inference")) is not None), {})
     if {"device_gflops", "convention"} & changes.keys():
         changes["name"] = "as given"
-    return CoInference(**{str(key): stored[key] for key in stored if key in known} | changes)
+    setting = CoInference(**{str(key): stored[key] for key in stored if key in known} | changes)
+    if not setting.measured:
+        return setting
+    if any(run.network.gating is not None for run in runs):
+        raise ValueError(UNMEASURED)
+    return replace(setting, name="this machine")
 
 
 def build_adaptation(cfg: DictConfig) -> Adapting | None:

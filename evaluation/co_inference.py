@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from costs.latency import CoInference, network_latency
-from evaluation.adaptation import Adaptation, Settings, Traced, adapted, static_thresholds
+from evaluation.adaptation import Adaptation, Traced, adapted, static_thresholds
+from evaluation.adaptation_settings import Settings
 from evaluation.pruned_codec import PrunedCodec
 from evaluation.runs import TrainedRun
 from evaluation.streaming import streamed
@@ -64,17 +65,28 @@ def backbone_run(runs: Sequence[TrainedRun]) -> int | None:
     return next(found, None)
 
 
-def check(runs: Sequence[TrainedRun], settings: Settings, setting: CoInference) -> None:
+def check(runs: Sequence[TrainedRun], images: Sequence[Images], settings: Settings, setting: CoInference) -> None:
     """Refuses what is known to be impossible before any data is read.
+
+    Args:
+        images: of each run.
 
     Raises:
         ValueError: no run with early exits, λ of another number of them, or a bound below what the first exit takes.
     """
-    run = runs[main_run(runs)]
+    main = main_run(runs)
+    run = runs[main]
     static_thresholds(run, settings)
+    if settings.pruned and run.network.codec is not None and images[main].missing:
+        raise ValueError(
+            f"{images[main].missing} A pruned encoder needs the images again; without it: adaptation.pruned=false."
+        )
     if settings.stream is not None:
         settings.stream.check(settings.compared[0], settings.compared[-1], settings.outside)
-    least = min(network_latency(run.network, setting).alone)
+    if setting.measured:  # where the network is not yet
+        return
+    fastest = replace(setting, bandwidth_mbps=settings.compared[-1])
+    least = min(network_latency(run.network, fastest).alone)
     if setting.bound_ms < least:
         raise ValueError(
             f"Expected a bound that some thresholds keep to, got {setting.bound_ms:g} ms: the smallest latency "

@@ -26,10 +26,15 @@ class Cost:
         return self.factor * outcome.cost(trace, self.kind).double().mean().item()
 
     def plain(self, trace: Trace) -> float:
-        """Of the backbone with its own head, no gate asked and nothing skipped; on the device, up to the cut."""
+        """Of the backbone with its own head, no gate asked and nothing skipped; on the device, up to the cut.
+
+        Without the codec, but what is sent, and how long that takes, is through it.
+        """
         costs = trace.costs[self.whole.kind].ungated
         end = None if self.kind == self.whole.kind else costs.device_ends
-        return self.factor * (costs.plain + costs.link if end is None else costs.until_tap[end])
+        if end is not None:
+            return self.factor * costs.until_tap[end]
+        return self.factor * (costs.backbone if costs.link else costs.plain)
 
     @property
     def whole(self) -> Cost:

@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from costs.latency import network_latency
+from costs.latency import Link
+from costs.network import NetworkCosts, network_costs
 from costs.transmission import sent_bytes
 from evaluation.adaptation import EE_PRUNED, Along, Comparison, Method
 from evaluation.runs import TrainedRun
-from evaluation.tracing import Images, Machine, Split
-from inference.latency_bound import SLACK, Link
+from evaluation.tracing import SPLITS, Images, Machine, Split
+from inference.latency_bound import SLACK
 from inference.replay import replay
 from inference.thresholds import Confidence
+from inference.trace import Trace
 from networks.early_exit_network import EarlyExitNetwork
-
-LEVELS = 12  # numbers of channels that are tried, at most
 
 
 class _Width(NamedTuple):
@@ -28,7 +28,7 @@ class _Width(NamedTuple):
         network: with it.
         kept: which channels of the whole code are left.
         link: what it sends.
-        spared: ms that it spares an image that crosses the cut.
+        spared: ms of encoding and decoding that it spares an image.
     """
 
     network: EarlyExitNetwork
@@ -52,55 +52,46 @@ class PrunedCodec:
 
     def __call__(self, these: Comparison, lambdas: Sequence[float]) -> Method:
         widths = self._widths(these)
-        row = torch.tensor([list(lambdas)], dtype=torch.float64)
-        seen = {"val": these.seen(Confidence(), row, these.val), "test": these.seen(Confidence(), row, these.test)}
-        chosen = []
-        for mbps in these.bandwidths:
-            computing, crossing = seen["val"].computing, seen["val"].crossing
-            latency = {n: float(computing + crossing * (w.link.ms(mbps) - w.spared)) for n, w in widths.items()}
-            fitting = [n for n in widths if latency[n] <= these.setting.bound_ms + SLACK]
-            chosen.append(max(fitting, default=min(widths)))
-        along = {split: self._along(split, these, lambdas, widths, chosen) for split in ("val", "test")}
-        return Method(EE_PRUNED, along["val"], along["test"], channels=torch.tensor(chosen))
+        val = [self._latency(these, these.val, lambdas, width) for width in widths.values()]
+        within = torch.stack(val) <= these.setting.bound_ms + SLACK
+        within[0] = True  # at least one channel is left
+        names = list(widths)
+        chosen = [names[int(column.nonzero().max())] for column in within.T]
+        val_along, test_along = (self._along(split, these, lambdas, widths, chosen) for split in SPLITS)
+        return Method(EE_PRUNED, val_along, test_along, channels=torch.tensor(chosen))
 
     def _widths(self, these: Comparison) -> dict[int, _Width]:
+        """By the number of channels, rising."""
         network, codec = self.run.network, self.run.network.codec
         assert codec is not None
-        whole = codec.code_shape[0]
-        full = network_latency(network, these.setting)
+        full, times = network_costs(network, these.setting.convention), these.val.costs["latency_ms"]
         found = {}
-        for channels in sorted({round(n) for n in torch.linspace(1, whole, min(whole, LEVELS)).tolist()}):
+        for channels in range(1, codec.code_shape[0] + 1):
             lean, kept = codec.narrowed(channels)
             narrow = EarlyExitNetwork(network.chain, network.taps, list(network.heads), codec=lean).eval()
-            costs = network_latency(narrow, these.setting)
-            spared = full.encoder + full.decoder - costs.encoder - costs.decoder
-            link = Link(sent_bytes(narrow).link, these.setting.delay_ms)
-            found[channels] = _Width(narrow, kept, link, spared)
+            spared = _spared(times, full, network_costs(narrow, these.setting.convention))
+            found[channels] = _Width(narrow, kept, these.setting.link(sent_bytes(narrow).link), spared)
         return found
 
+    @staticmethod
+    def _latency(these: Comparison, trace: Trace, lambdas: Sequence[float], width: _Width) -> Tensor:
+        """(B,) average ms at the bandwidths, with the static λ and a code of this width."""
+        seen = these.seen(Confidence(), torch.tensor([list(lambdas)], dtype=torch.float64), trace)
+        return seen.latency(width.link, these.bandwidths) - seen.crossing * width.spared
+
     def _along(
-        self,
-        split: Split,
-        these: Comparison,
-        lambdas: Sequence[float],
-        widths: dict[int, _Width],
-        chosen: Sequence[int],
+        self, split: Split, these: Comparison, lambdas: Sequence[float], widths: dict[int, _Width], chosen: list[int]
     ) -> Along:
         trace = these.val if split == "val" else these.test
         prediction = replay(Confidence(list(lambdas)), trace).prediction
         crosses = prediction.exit == trace.num_exits
-        right = (prediction.label == trace.labels) & ~crosses
+        early = ((prediction.label == trace.labels) & ~crosses).sum()
         labels = self._labels(split, crosses, {n: widths[n] for n in sorted(set(chosen))})
-        accuracy = {
-            n: float((right.sum() + (label == trace.labels[crosses]).sum()) / len(trace)) for n, label in labels.items()
-        }
-        seen = these.seen(Confidence(), torch.tensor([list(lambdas)], dtype=torch.float64), trace)
-        latency = [
-            float(seen.computing + seen.crossing * (widths[n].link.ms(mbps) - widths[n].spared))
-            for n, mbps in zip(chosen, these.bandwidths, strict=True)
-        ]
+        right = {n: float((early + (found == trace.labels[crosses]).sum()) / len(trace)) for n, found in labels.items()}
+        latency = {n: self._latency(these, trace, lambdas, widths[n]) for n in labels}
         return Along(
-            torch.tensor([accuracy[n] for n in chosen], dtype=torch.float64), torch.tensor(latency, dtype=torch.float64)
+            torch.tensor([right[n] for n in chosen], dtype=torch.float64),
+            torch.stack([latency[n][i] for i, n in enumerate(chosen)]),
         )
 
     @torch.inference_mode()
@@ -121,3 +112,8 @@ class PrunedCodec:
                     logits = width.network.on_server(codec.decode(codes[:, width.kept.to(codes.device)]))
                     found[n].append(logits.argmax(1).cpu())
         return {n: torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64) for n, parts in found.items()}
+
+
+def _spared(times: NetworkCosts, full: NetworkCosts, lean: NetworkCosts) -> float:
+    """ms of the encoder and decoder, as the share of their operations that is gone."""
+    return times.encoder * (1 - lean.encoder / full.encoder) + times.decoder * (1 - lean.decoder / full.decoder)

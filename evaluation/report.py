@@ -152,7 +152,7 @@ def clear(folder: Path) -> None:
         return
     for name in names:
         path = folder / name
-        if path.resolve().is_relative_to(folder.resolve()) and path.suffix in (".png", ".svg", ".csv", ".md"):
+        if path.resolve().is_relative_to(folder.resolve()) and path.suffix in (".png", ".svg", ".csv", ".md", ".json"):
             path.unlink(missing_ok=True)
 
 

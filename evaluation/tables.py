@@ -18,7 +18,7 @@ from inference.policies import Policy
 CHOSEN_ON = {"val": "chosen on the validation split", "test": "CHOSEN ON THE TEST SPLIT (calibration.split=test)"}
 
 
-PARTS = ("on the device", "on the server")
+DEVICE, SERVER = "on the device", "on the server"
 
 
 def numbers(policy: Policy | None) -> dict[str, Any]:
@@ -55,7 +55,15 @@ def table_rows(result: Result, plan: Plan) -> list[dict[str, str]]:
 
 def _cells(point: Point, full: float, plan: Plan) -> dict[str, str]:
     if point.outcome is None:
-        columns = ("accuracy", "minus full", f"on {plan.split}", plan.cost.title, "of full", *PARTS, "share per exit")
+        columns = (
+            "accuracy",
+            "minus full",
+            f"on {plan.split}",
+            plan.cost.title,
+            "of full",
+            *_parts(plan),
+            "share per exit",
+        )
         return dict.fromkeys(columns, "-")
     return {
         "accuracy": f"{100 * point.accuracy:.2f} ± {100 * point.error:.2f} %",
@@ -63,7 +71,7 @@ def _cells(point: Point, full: float, plan: Plan) -> dict[str, str]:
         f"on {plan.split}": "" if math.isnan(point.seen) else f"{100 * point.seen:.2f} %",
         plan.cost.title: plan.cost.amount(point.cost),
         "of full": f"{100 * point.cost / full:.1f} %" if full else "-",
-        **dict(zip(PARTS, map(plan.cost.amount, (point.device, point.server)), strict=True)),
+        **dict(zip(_parts(plan), map(plan.cost.amount, (point.device, point.server)), strict=False)),
         "share per exit": " / ".join(f"{100 * share:.1f}" for share in point.shares) + " %",
     }
 
@@ -129,10 +137,16 @@ def printed(results: Sequence[Result], plan: Plan) -> Table:
 
 def _cut(row: Mapping[str, str], plan: Plan) -> list[str]:
     accuracy, share = row["accuracy"].partition(" ±")[0], row["of full"].removesuffix(" %")
-    parts = [row[PARTS[0]] for _ in _beside(plan)]
+    parts = [row[DEVICE] for _ in _beside(plan)]
     return [row["thresholds"].replace(", ", " "), accuracy, row[plan.cost.title], share, *parts]
 
 
 def _beside(plan: Plan) -> list[str]:
     """What stands beside the axis on a terminal, where that is not of the device alone."""
-    return [] if plan.cost == plan.cost.on_device else ["device"]
+    return [] if plan.cost == plan.cost.on_device or not _parts(plan) else ["device"]
+
+
+def _parts(plan: Plan) -> list[str]:
+    """The machines that share the cost; what is sent is neither's, and the link takes a part of the latency."""
+    kind = plan.cost.whole.kind
+    return {"sent_bytes": [], "latency_ms": [DEVICE, "on link and server"]}.get(kind, [DEVICE, SERVER])

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from costs.latency import Link
 from inference.predicted import Predicted
 from inference.replay import Curve
 from inference.thresholds import Confidence
@@ -20,29 +21,6 @@ from inference.trace import Trace
 
 SLACK = 1e-9  # ms, of sums in floating point
 FEWEST_LEVELS, DRAWN_LEVELS = 4, 16
-
-
-@dataclass(frozen=True)
-class Link:
-    """Between device and server.
-
-    Attributes:
-        sent: bytes of an image that crosses.
-        delay_ms: whatever is sent.
-    """
-
-    sent: float
-    delay_ms: float = 0.0
-
-    def ms(self, bandwidth_mbps: float) -> float:
-        """Milliseconds of an image that crosses; 10⁶ bit/s.
-
-        Raises:
-            ValueError: a bandwidth that is not above 0.
-        """
-        if not bandwidth_mbps > 0:
-            raise ValueError(f"Expected a bandwidth above 0 Mbit/s, got {bandwidth_mbps:g}.")
-        return self.delay_ms + 8 * self.sent / (1000 * bandwidth_mbps)
 
 
 @dataclass(frozen=True)
@@ -67,9 +45,16 @@ class Seen:
         crossing = curve.shares[:, -1]
         return cls(curve.values, curve.accuracy, curve.costs["latency_ms"] - crossing * link_ms, crossing)
 
-    def latency(self, link: Link, bandwidth_mbps: float) -> Tensor:
-        """(P,) average milliseconds of an image (equation 11)."""
-        return self.computing + self.crossing * link.ms(bandwidth_mbps)
+    def latency(self, link: Link, bandwidths: float | Sequence[float]) -> Tensor:
+        """(P,) average milliseconds of an image (equation 11) at one bandwidth, or each point at its own; Mbit/s."""
+        if not isinstance(bandwidths, Sequence):
+            return self.computing + self.crossing * link.ms(bandwidths)
+        sending = torch.tensor([link.ms(mbps) for mbps in bandwidths], dtype=torch.float64)
+        return self.computing + self.crossing * sending
+
+    def joined(self, other: Seen) -> Seen:
+        """These points and others of the same family."""
+        return Seen(*(torch.cat([getattr(self, part.name), getattr(other, part.name)]) for part in fields(self)))
 
     def rows(self, index: Tensor) -> Seen:
         """Some of the points."""

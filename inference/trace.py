@@ -30,8 +30,8 @@ class Trace:
     Attributes:
         logits: (N, samples, C) float32.
         labels: (samples,) int64.
-        segments: by convention (``macs``, ``ptflops``, both int64; ``energy_uj``, float64), (N, samples): the backbone
-            from the exit before to each.
+        segments: by convention (``macs``, ``ptflops``, ``sent_bytes``, int64; ``energy_uj``, ``latency_ms``, float64),
+            (N, samples): the backbone from the exit before to each, and what lies at the cut.
         heads: by convention, (N, samples): each exit's own classifier.
         costs: by convention, the same of the network as it stands, nothing skipped.
         predictions: (N - 1, samples) float32, the Exit Predictor's scores; None without one.

@@ -96,11 +96,6 @@ class FeatureCodec(nn.Module):
         """Bytes that are sent for an image: the codes, and nothing else."""
         return -(-math.prod(self.code_shape) * self.bits // 8)
 
-    @property
-    def feature_bytes(self) -> int:
-        """Bytes of the feature as it is, in fp32."""
-        return 4 * math.prod(self.shape)
-
     def forward(self, x: Tensor) -> Tensor:
         """A feature (N, c, h, w) to what the server has of it, of the same shape."""
         y = self.encoder(x)
@@ -158,7 +153,7 @@ class FeatureCodec(nn.Module):
     @torch.no_grad()
     def _follow(self, y: Tensor) -> None:
         y = y.float().flatten()
-        y = y[:: max(1, len(y) // SEEN)]
+        y = y[:: len(y) // SEEN | 1]  # an odd step, or it would meet the same columns of every map
         limits = y.max() * torch.linspace(1 / CANDIDATES, 1, CANDIDATES, device=y.device)[:, None]
         errors = (_levels(y, limits, self._steps) * limits / self._steps - y).square().mean(1)
         best = limits[errors.argmin(), 0]
@@ -191,6 +186,17 @@ def bottlenet(
         ValueError: no such cut, one before an early exit, or ratios and bits outside their range.
     """
     _check(spatial, channels, bits)
+    cut = checked_cut(chain, taps, cut)
+    block: Any = chain.blocks[cut - 1]
+    return FeatureCodec(chain.tap_shapes()[cut], cut, spatial, channels, bits, block.signed)
+
+
+def checked_cut(chain: Chain, taps: Sequence[int], cut: int | None) -> int:
+    """The tap that the device ends at; see ``bottlenet``.
+
+    Raises:
+        ValueError: no such cut, or one before an early exit.
+    """
     blocks = len(chain.blocks)
     if cut is None and not taps:
         raise ValueError(
@@ -208,5 +214,4 @@ def bottlenet(
             f"method.codec.cut={cut} lies before exit {behind}, which follows block {taps[behind - 1]}: early exits "
             f"are the device's; choose a cut of at least {max(taps)}, or method.exits before it."
         )
-    block: Any = chain.blocks[cut - 1]
-    return FeatureCodec(chain.tap_shapes()[cut], cut, spatial, channels, bits, block.signed)
+    return cut

@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from costs.latency import UNMEASURED
 from costs.network import tap_macs
 from datamodules.image_data import ImageData
 from inference.budget import Budget
@@ -21,9 +22,10 @@ from lightning_modules.classifier import Classifier
 from networks.chain import Chain
 from networks.early_exit_network import EarlyExitNetwork, with_exits
 from networks.edge import edge_blocks, quantizable, quantized
+from networks.feature_codec import checked_cut
 from networks.pruning import pruned
 from networks.quantization import FULL, quantized_convs
-from running.earlier_run import given_by_run
+from running.earlier_run import gates_of, given_by_run
 from running.hardware import pick_precision
 from running.phases import Choosing, Phase, Training
 
@@ -75,6 +77,8 @@ def prepare(cfg: DictConfig) -> None:
     for key in ("logger.csv", "callbacks.exit_metrics"):
         if OmegaConf.select(cfg, key) is None:
             raise ValueError(f"Expected {key} to be there: what a run leaves is made of it.")
+    if gates_of(cfg) is not None and OmegaConf.select(cfg, "co_inference.measured") is True:
+        raise ValueError(UNMEASURED)
     _check_optimization(cfg)
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = pick_precision(cfg.trainer.accelerator)
@@ -99,10 +103,9 @@ def in_memory_format(cfg: DictConfig, network: EarlyExitNetwork) -> None:
     if cfg.compile:
         network.compile()
         network.chain.compile()
-        if network.codec is not None:
-            network.ungated = torch.compile(network.ungated)  # type: ignore[method-assign]
         if network.gating is not None:  # of which the loss takes more than the network's own call gives
             network.gated = torch.compile(network.gated)  # type: ignore[method-assign]
+        if network.gating is not None or network.codec is not None:
             network.ungated = torch.compile(network.ungated)  # type: ignore[method-assign]
 
 
@@ -150,7 +153,9 @@ def _in_few_bits(cfg: DictConfig, chain: Chain, taps: Sequence[int]) -> Chain:
         edge_blocks(convs, asked)
     if bits == (FULL, FULL):
         return chain
-    cut = OmegaConf.select(cfg, "method.codec.cut") or max(taps, default=None)
+    cut = max(taps, default=None)
+    if (codec := OmegaConf.select(cfg, "method.codec")) is not None:
+        cut = checked_cut(chain, taps, codec.cut)
     count = sum(convs[:cut]) if asked is None else asked
     few = quantized(chain, *bits, count)
     if count == 0:

@@ -74,6 +74,8 @@ def test_every_method_is_there_and_keeps_the_bound_in_validation(runs: Path) -> 
     static = table[table.method == "EE+EP (static)"]
     assert static["val/acc"].nunique() == 1
     assert (exact[1:] >= exact[:-1]).all()  # more bandwidth, more points within the bound
+    for method in ("EE (adaptive)", "EE+EP (adaptive)"):
+        assert (exact >= table[table.method == method]["val/acc"].to_numpy()).all()
     files = {"bandwidth.png", "bandwidth.svg", "bandwidth.md", "stream.png", "stream.csv", "stream.md"}
     assert files <= {path.name for path in (runs / "found").iterdir()}
     assert all(name in (runs / "found/bandwidth.svg").read_text() for name in METHODS)
@@ -193,7 +195,7 @@ def test_a_recorded_bandwidth_drives_the_stream(runs: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["co_inference.bound_ms=3"], r"got 3 ms: the smallest latency possible at any bandwidth is 3\.78 ms"),
+        (["co_inference.bound_ms=2"], r"got 2 ms: the smallest latency possible at any bandwidth is 2\.52 ms"),
         (["co_inference.bound_ms=0"], "Expected co_inference.bound_ms to be a number above 0, got 0"),
         (["co_inference.device_gflops=fast"], "Expected co_inference.device_gflops to be a number above 0, got fast"),
         (
@@ -225,7 +227,7 @@ def test_what_cannot_be_is_refused_before_data_is_read(
 def test_bandwidths_without_thresholds_and_other_files_are_refused(runs: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(tracing, "trace", None)
     for content, said in (
-        ("seconds,mbps\n0,1\n1,400\n", r"Expected bandwidths from 0\.1 to 100 Mbit/s, .* has 1 to 400"),
+        ("seconds,mbps\n0,1\n1,400\n", r"Expected bandwidths from 0\.1 to 100 Mbit/s, .* has 400 at second 1,"),
         ("seconds,mbps\n0,1\n1,0\n", "line 3"),
         ("time,rate\n0,1\n1,2\n", "header seconds,mbps"),
     ):

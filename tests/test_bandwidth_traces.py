@@ -15,7 +15,6 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from costs.latency import CoInference
 from costs.network import NetworkCosts
 from figures.bandwidth_trace import simulation_figure
 from figures.look import save
@@ -311,9 +310,8 @@ def test_at_a_constant_bandwidth_the_mean_latency_is_equation_11(mbps: float) ->
     assert numbers["over_bound"] == pytest.approx(0.1 if crossed > 30 else 0)
     line = curve(Confidence(), torch.tensor([[0.9, 0.9]]).double(), trace)
     assert numbers["latency_ms"] == pytest.approx(Seen.of(line, LINK_MS).latency(LINK, mbps).item(), abs=1e-7)
-    setting = CoInference(bandwidth_mbps=mbps, delay_ms=LINK.delay_ms)
     assert crossed == pytest.approx(seen.latency_ms[seen.exit == 3].mean().item(), abs=1e-7)
-    assert LINK.ms(mbps) == setting.sending_ms(LINK.sent)
+    assert LINK.ms(mbps) == pytest.approx(LINK.delay_ms + 8 * LINK.sent / (1000 * mbps))
 
 
 def test_an_image_that_begins_to_send_before_a_change_arrives_after_it() -> None:

@@ -85,7 +85,6 @@ PAYLOADS = [
 def test_codes_and_bytes_by_hand(shape, spatial, channels, bits, codes, payload) -> None:
     codec = made(shape, spatial=spatial, channels=channels, bits=bits)
     assert (codec.code_shape, codec.payload_bytes) == (codes, payload)
-    assert codec.feature_bytes == 4 * shape[0] * shape[1] * shape[2]
     encoded = codec.encode(torch.randn(3, *shape))
     assert (encoded.shape, encoded.dtype) == ((3, *codes), torch.uint8)
     assert encoded.max() <= 2**bits - 1
@@ -105,7 +104,7 @@ def test_64_times_fewer_bytes_at_the_papers_cuts(make: Callable[[], Chain], taps
     with torch.device("meta"):
         codec = bottlenet(make(), taps)
     assert (codec.shape, codec.cut) == (shape, taps[-1])
-    assert codec.feature_bytes == 64 * codec.payload_bytes
+    assert 4 * math.prod(codec.shape) == 64 * codec.payload_bytes
 
 
 @settings(max_examples=40)
@@ -642,3 +641,12 @@ def test_a_method_without_a_codec_does_not_go_on_from_a_run_behind_one(method: s
     cfg = composed(*SMALL, "backbone=resnet8", f"method={method}", f"++method.from_run={runs / 'codec'}")
     with pytest.raises(ValueError, match=BEHIND + r"a feature codec; choose a run without, or go on with .*\Z"):
         require_same(cfg, runs / "codec")
+
+
+@pytest.mark.parametrize("batch", [64, 128])
+def test_the_limit_is_of_all_columns_of_the_code(batch: int) -> None:
+    codec = FeatureCodec((8, 16, 16), 1, channels=1).train()
+    y = torch.zeros(batch, 8, 8, 8)
+    y[..., 3] = torch.rand(batch, 8, 8)
+    codec._follow(y)
+    assert 0.5 < codec.limit <= 1

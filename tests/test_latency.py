@@ -97,7 +97,7 @@ def test_a_server_takes_its_time_and_a_link_its_delay() -> None:
     faster = latency(server_gflops=100, device_gflops=7.24, bandwidth_mbps=math.inf, delay_ms=7.5)
     assert faster.leaving[0] == pytest.approx((L1 + E1) / SPEED / 2, rel=1e-12)
     assert faster.leaving[2] == pytest.approx((second + device) / 2 + 7.5 + server, rel=1e-12)
-    assert CoInference(delay_ms=2, bandwidth_mbps=4).sending_ms(1000) == pytest.approx(2 + 2)
+    assert CoInference(delay_ms=2).link(1000).ms(4) == pytest.approx(2 + 2)
 
 
 def test_operations_may_be_macs() -> None:
@@ -459,4 +459,7 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(key: str) -> None:
 
 
 def test_a_server_without_time_and_a_link_without_limit_are_no_bad_values() -> None:
-    assert CoInference(server_gflops=None, bandwidth_mbps=math.inf, bound_ms=math.inf, delay_ms=0).sending_ms(99) == 0
+    assert (
+        CoInference(server_gflops=None, bandwidth_mbps=math.inf, bound_ms=math.inf, delay_ms=0).link(99).ms(math.inf)
+        == 0
+    )
