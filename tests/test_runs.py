@@ -236,6 +236,19 @@ def test_experiments_are_the_papers_and_the_command_line_beats_them() -> None:
     assert (three.taps, three.predictor.layers[-1].out_features) == ((1, 4, 8), 3)
 
 
+def test_experiments_of_latency_have_the_papers_lengths_and_bound() -> None:
+    cfg = composed("experiment=latency/vgg16_bn_cifar100")
+    assert lengths(cfg) == {"early_exit": 220, "codec": 60, "fine_tune": 20, "predictor": 220}
+    assert (cfg.backbone.name, cfg.dataset.name, cfg.dataset.batch_size) == ("vgg16_bn", "cifar100", 128)
+    assert (cfg.co_inference.bound_ms, cfg.co_inference.device_gflops) == (30, 3.62)
+    network = built_network(cfg)
+    assert (network.taps, network.cut, network.codec.payload_bytes) == ((1, 3), 3, 128 * 16 * 16 * 4 // 64)
+    for name, bound in (("resnet44", 15), ("vgg16_bn", 30)):
+        cfg = composed(f"experiment=latency/{name}_cifar10_jpeg", "dataset.root=x")
+        assert lengths(cfg) == {"early_exit": 12, "codec": 8, "fine_tune": 4, "predictor": 6}
+        assert (cfg.backbone.name, cfg.dataset.name, cfg.co_inference.bound_ms) == (name, "cifar10-jpeg", bound)
+
+
 def built_network(cfg: DictConfig) -> EarlyExitNetwork:
     return build_network(cfg, 100, (3, 32, 32))
 
