@@ -45,9 +45,10 @@ def test_a_method_leaves_a_whole_run_directory(method: str, tmp_path, capsys) ->
     names = {f"test/exit_{k}/{name}" for k in exits for name in ("acc", "fraction", *costs)}
     score = "entropy" if method == "hybrid" else "confidence"
     early = {f"test/exit_{k}/{score}_threshold" for k in exits[:-1]} | {"test/device_bytes"}
-    assert names | early | {"test/acc", *(f"test/{name}" for name in costs)} <= set(metrics)
+    ways = {"test/sent_bytes", "test/latency_ms", "test/device_latency_ms"}
+    assert names | early | ways | {"test/acc", *(f"test/{name}" for name in costs)} <= set(metrics)
     assert sum(metrics[f"test/exit_{k}/fraction"] for k in exits) == pytest.approx(1)
-    phases = {"early_exit_separate": 3, "exit_predictor": 2, "ddi": 4, "iadi": 3, "skipnet": 2}
+    phases = {"early_exit_separate": 3, "exit_predictor": 2, "feature_codec": 4, "ddi": 4, "iadi": 3, "skipnet": 2}
     assert len(list((tmp_path / "checkpoints").iterdir())) == phases.get(method, 1)
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
     assert tuple(header[:3]) == KEYS
