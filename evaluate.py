@@ -43,10 +43,6 @@ def evaluate(cfg: DictConfig) -> Path:
     # imported here, so that --help and --cfg job need not wait for torch
     from rich.console import Console
 
-    from costs.energy import network_energy
-    from costs.latency import network_latency
-    from costs.transmission import sent_bytes
-    from evaluation.adaptation import Traced
     from evaluation.assembly import (
         build_adaptation,
         build_plan,
@@ -64,7 +60,8 @@ def evaluate(cfg: DictConfig) -> Path:
     from evaluation.results import evaluate as evaluated
     from evaluation.runs import find_runs, load_runs
     from evaluation.tables import printed
-    from evaluation.tracing import SPLITS, Machine, images_of, trace
+    from evaluation.traced import traced
+    from evaluation.tracing import Machine, images_of
     from running.failures import refusing_failures
     from running.hardware import keep_freed_memory
 
@@ -79,17 +76,11 @@ def evaluate(cfg: DictConfig) -> Path:
         if adapting is not None:
             check_adaptation(runs, images, adapting, setting)
         folder = results_folder(cfg, runs, datetime.datetime.now())
-        traced = []
-        for run, source in zip(runs, images, strict=True):
-            run.network.to(machine.device)
-            costs = [] if chip is None else [network_energy(run.network, chip)]
-            costs += [sent_bytes(run.network), network_latency(run.network, setting)]
-            val, test = (trace(run, split, source, machine, cfg.retrace).priced(*costs) for split in SPLITS)
-            traced.append(Traced(run, val, test))
-        results = [evaluated(*one, plan) for one in traced]
+        traces = traced(runs, images, chip, setting, machine, cfg.retrace)
+        results = [evaluated(*one, plan) for one in traces]
         comparison = compare(results, settings, plan)
-        found = designs(runs, [one.test for one in traced], chip)
-        adaptation = None if adapting is None else adapt(traced, images, adapting, setting, machine)
+        found = designs(runs, [one.test for one in traces], chip)
+        adaptation = None if adapting is None else adapt(traces, images, adapting, setting, machine)
     with refusing_failures(folder):
         evaluation = Evaluation(results, comparison, found, chip, adaptation, plan, images, machine)
         leave(evaluation, folder, cfg)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation import report
-from evaluation.adaptation import EE_ADAPTIVE, EE_EP_ADAPTIVE, EXACT, Adaptation, Method
+from evaluation.along_bandwidth import EE_ADAPTIVE, EE_EP_ADAPTIVE, EXACT, Adaptation, Method
 from inference.latency_bound import SLACK
 
 SHOWN = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # Mbit/s

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from costs.latency import CoInference, network_latency
-from evaluation.adaptation import Adaptation, Traced, adapted, static_thresholds
+from evaluation.adaptation import adapted, static_thresholds
 from evaluation.adaptation_settings import Settings
+from evaluation.along_bandwidth import Adaptation
 from evaluation.pruned_codec import PrunedCodec
 from evaluation.runs import TrainedRun
 from evaluation.streaming import streamed
+from evaluation.traced import Traced
 from evaluation.tracing import Images, Machine
 from inference.latency_bound import rounded_up
 

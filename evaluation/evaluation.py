@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from costs.energy import EnergyModel
-from evaluation.adaptation import Adaptation
+from evaluation.along_bandwidth import Adaptation
 from evaluation.hybrid import Design
 from evaluation.on_device import Comparison
 from evaluation.results import Plan, Result

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation import skipping_pictures
-from evaluation.adaptation import EXACT, Adaptation
+from evaluation.along_bandwidth import EXACT, Adaptation
 from evaluation.analysis import depth_correlation, disagreements
 from evaluation.hybrid import Design
 from evaluation.hybrid_tables import PER_10K

@@ -11,7 +11,8 @@ from torch import Tensor
 from costs.latency import Link
 from costs.network import NetworkCosts, network_costs
 from costs.transmission import sent_bytes
-from evaluation.adaptation import EE_PRUNED, Along, Comparison, Method
+from evaluation.adaptation import Contest
+from evaluation.along_bandwidth import EE_PRUNED, Along, Method
 from evaluation.runs import TrainedRun
 from evaluation.tracing import SPLITS, Images, Machine, Split
 from inference.latency_bound import SLACK
@@ -50,7 +51,7 @@ class PrunedCodec:
     def __init__(self, run: TrainedRun, images: Images, machine: Machine):
         self.run, self.images, self.machine = run, images, machine
 
-    def __call__(self, these: Comparison, lambdas: Sequence[float]) -> Method:
+    def __call__(self, these: Contest, lambdas: Sequence[float]) -> Method:
         widths = self._widths(these)
         val = [self._latency(these, these.val, lambdas, width) for width in widths.values()]
         within = torch.stack(val) <= these.setting.bound_ms + SLACK
@@ -60,7 +61,7 @@ class PrunedCodec:
         val_along, test_along = (self._along(split, these, lambdas, widths, chosen) for split in SPLITS)
         return Method(EE_PRUNED, val_along, test_along, channels=torch.tensor(chosen))
 
-    def _widths(self, these: Comparison) -> dict[int, _Width]:
+    def _widths(self, these: Contest) -> dict[int, _Width]:
         """By the number of channels, rising."""
         network, codec = self.run.network, self.run.network.codec
         assert codec is not None
@@ -74,13 +75,13 @@ class PrunedCodec:
         return found
 
     @staticmethod
-    def _latency(these: Comparison, trace: Trace, lambdas: Sequence[float], width: _Width) -> Tensor:
+    def _latency(these: Contest, trace: Trace, lambdas: Sequence[float], width: _Width) -> Tensor:
         """(B,) average ms at the bandwidths, with the static λ and a code of this width."""
         seen = these.seen(Confidence(), torch.tensor([list(lambdas)], dtype=torch.float64), trace)
         return seen.latency(width.link, these.bandwidths) - seen.crossing * width.spared
 
     def _along(
-        self, split: Split, these: Comparison, lambdas: Sequence[float], widths: dict[int, _Width], chosen: list[int]
+        self, split: Split, these: Contest, lambdas: Sequence[float], widths: dict[int, _Width], chosen: list[int]
     ) -> Along:
         trace = these.val if split == "val" else these.test
         prediction = replay(Confidence(list(lambdas)), trace).prediction

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation import report
-from evaluation.adaptation import EE, EE_ADAPTIVE, EE_EP, EE_EP_ADAPTIVE, Adaptation
 from evaluation.adaptation_settings import Streaming
+from evaluation.along_bandwidth import EE, EE_ADAPTIVE, EE_EP, EE_EP_ADAPTIVE, Adaptation
 from inference.bandwidth import write_bandwidths
 from inference.simulation import Stream, simulate, summarized
 from inference.trace import Trace
