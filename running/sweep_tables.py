@@ -14,6 +14,7 @@ from figures.sweep import sweep_figure
 from storage.files import written_aside
 
 STATE = ["job", "status", "reason"]
+UNITS = {"test/energy_uj": 1, "test/latency_ms": 2, "test/sent_bytes": 0}  # decimals
 SHOWN = ("test/acc", "test/macs", "test/device_macs", "test/server_macs")
 
 
@@ -47,12 +48,12 @@ def swept(jobs: pd.DataFrame) -> list[str]:
 
 
 def shown_metrics(jobs: pd.DataFrame, exits: bool = True) -> list[str]:
-    """The metrics to look at first: accuracy and MACs as run, then energy and the accuracy of each exit."""
+    """The metrics to look at first: accuracy and MACs as run, then other costs and the accuracy of each exit."""
     first = [name for name in SHOWN if name in jobs]
     if not exits:
         return first
-    energy = [name for name in jobs if name == "test/energy_uj"]
-    return [*first, *energy, *sorted(n for n in jobs if n.startswith("test/exit_") and n.endswith("/acc"))]
+    others = [name for name in UNITS if name in jobs]
+    return [*first, *others, *sorted(n for n in jobs if n.startswith("test/exit_") and n.endswith("/acc"))]
 
 
 def over_seeds(jobs: pd.DataFrame) -> pd.DataFrame | None:
@@ -133,8 +134,8 @@ def _title(metric: str) -> str:
 def _number(metric: str, value: float) -> str:
     if pd.isna(value):
         return "-"
-    if metric.endswith("energy_uj"):
-        return f"{value:.1f}"
+    if metric in UNITS:
+        return f"{value:.{UNITS[metric]}f}"
     return f"{value / 1e6:.2f} M" if metric.endswith("macs") else f"{value:.4f}"
 
 
