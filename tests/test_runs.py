@@ -125,6 +125,13 @@ def timeless(folder: Path) -> list[dict[str, str]]:
         # in a second epoch, with a pressure that remembers the first
         ("skipping.IADI", 3, [*METHODS["ddi"], "method.phases.iadi.epochs=2"]),
         ("exit_predictor.Distillation", 1, METHODS["exit_predictor"]),  # after a phase that chooses
+        # in a second epoch, with a limit that follows the batches
+        pytest.param(
+            "feature_codec.Server",
+            3,
+            [*METHODS["feature_codec"], "method.phases.codec.epochs=2"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_goes_on_where_it_stopped_as_if_it_had_not(objective, call, method, tmp_path, monkeypatch) -> None:
