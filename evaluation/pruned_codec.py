@@ -8,34 +8,37 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from costs.counting import count
 from costs.latency import Link
-from costs.network import NetworkCosts, network_costs
-from costs.transmission import sent_bytes
 from evaluation.adaptation import Contest
 from evaluation.along_bandwidth import EE_PRUNED, Along, Method
 from evaluation.runs import TrainedRun
-from evaluation.tracing import SPLITS, Images, Machine, Split
-from inference.latency_bound import SLACK
+from evaluation.tracing import Images, Machine, Split
+from inference.latency_bound import SLACK, Seen
 from inference.replay import replay
 from inference.thresholds import Confidence
 from inference.trace import Trace
-from networks.early_exit_network import EarlyExitNetwork
+from networks.feature_codec import FeatureCodec
 
 
 class _Width(NamedTuple):
     """A codec that is left with some of its channels.
 
     Attributes:
-        network: with it.
-        kept: which channels of the whole code are left.
+        codec: what is left.
+        kept: which channels of the whole code these are.
         link: what it sends.
         spared: ms of encoding and decoding that it spares an image.
     """
 
-    network: EarlyExitNetwork
+    codec: FeatureCodec
     kept: Tensor
     link: Link
     spared: float
+
+    def latency(self, seen: Seen, bandwidths: Sequence[float]) -> Tensor:
+        """(B,) average ms of an image at the bandwidths, where the whole code has ``seen``, one point."""
+        return seen.latency(self.link, bandwidths) - seen.crossing * self.spared
 
 
 class PrunedCodec:
@@ -53,47 +56,52 @@ class PrunedCodec:
 
     def __call__(self, these: Contest, lambdas: Sequence[float]) -> Method:
         widths = self._widths(these)
-        val = [self._latency(these, these.val, lambdas, width) for width in widths.values()]
+        row = torch.tensor([list(lambdas)], dtype=torch.float64)
+        traces: dict[Split, Trace] = {"val": these.val, "test": these.test}
+        seen = {split: these.seen(Confidence(), row, trace) for split, trace in traces.items()}
+        val = [width.latency(seen["val"], these.bandwidths) for width in widths.values()]
         within = torch.stack(val) <= these.setting.bound_ms + SLACK
         within[0] = True  # at least one channel is left
         names = list(widths)
         chosen = [names[int(column.nonzero().max())] for column in within.T]
-        val_along, test_along = (self._along(split, these, lambdas, widths, chosen) for split in SPLITS)
-        return Method(EE_PRUNED, val_along, test_along, channels=torch.tensor(chosen))
+        taken = {n: widths[n] for n in sorted(set(chosen))}
+        along = {}
+        for split, trace in traces.items():
+            right = self._accuracy(split, trace, lambdas, taken)
+            latency = {n: width.latency(seen[split], these.bandwidths) for n, width in taken.items()}
+            along[split] = Along(
+                torch.tensor([right[n] for n in chosen], dtype=torch.float64),
+                torch.stack([latency[n][i] for i, n in enumerate(chosen)]),
+            )
+        return Method(EE_PRUNED, along["val"], along["test"], channels=torch.tensor(chosen))
 
     def _widths(self, these: Contest) -> dict[int, _Width]:
         """By the number of channels, rising."""
-        network, codec = self.run.network, self.run.network.codec
+        codec, convention = self.run.network.codec, these.setting.convention
         assert codec is not None
-        full, times = network_costs(network, these.setting.convention), these.val.costs["latency_ms"]
+        times = these.val.costs["latency_ms"]
+        feature = torch.zeros(1, *codec.shape, device=codec.limit.device)
+        full = count(codec, feature, convention=convention)
         found = {}
         for channels in range(1, codec.code_shape[0] + 1):
             lean, kept = codec.narrowed(channels)
-            narrow = EarlyExitNetwork(network.chain, network.taps, list(network.heads), codec=lean).eval()
-            spared = _spared(times, full, network_costs(narrow, these.setting.convention))
-            found[channels] = _Width(narrow, kept, these.setting.link(sent_bytes(narrow).link), spared)
+            left = count(lean, feature, convention=convention)
+            spared = sum(
+                time * (1 - left[part] / full[part])
+                for part, time in (("encoder", times.encoder), ("decoder", times.decoder))
+            )
+            found[channels] = _Width(lean, kept, these.setting.link(lean.payload_bytes), spared)
         return found
 
-    @staticmethod
-    def _latency(these: Contest, trace: Trace, lambdas: Sequence[float], width: _Width) -> Tensor:
-        """(B,) average ms at the bandwidths, with the static λ and a code of this width."""
-        seen = these.seen(Confidence(), torch.tensor([list(lambdas)], dtype=torch.float64), trace)
-        return seen.latency(width.link, these.bandwidths) - seen.crossing * width.spared
-
-    def _along(
-        self, split: Split, these: Contest, lambdas: Sequence[float], widths: dict[int, _Width], chosen: list[int]
-    ) -> Along:
-        trace = these.val if split == "val" else these.test
+    def _accuracy(
+        self, split: Split, trace: Trace, lambdas: Sequence[float], widths: dict[int, _Width]
+    ) -> dict[int, float]:
+        """From 0 to 1, by the number of channels."""
         prediction = replay(Confidence(list(lambdas)), trace).prediction
         crosses = prediction.exit == trace.num_exits
         early = ((prediction.label == trace.labels) & ~crosses).sum()
-        labels = self._labels(split, crosses, {n: widths[n] for n in sorted(set(chosen))})
-        right = {n: float((early + (found == trace.labels[crosses]).sum()) / len(trace)) for n, found in labels.items()}
-        latency = {n: self._latency(these, trace, lambdas, widths[n]) for n in labels}
-        return Along(
-            torch.tensor([right[n] for n in chosen], dtype=torch.float64),
-            torch.stack([latency[n][i] for i, n in enumerate(chosen)]),
-        )
+        labels, truth = self._labels(split, crosses, widths), trace.labels[crosses]
+        return {n: float((early + (found == truth).sum()) / len(trace)) for n, found in labels.items()}
 
     @torch.inference_mode()
     def _labels(self, split: Split, crosses: Tensor, widths: dict[int, _Width]) -> dict[int, Tensor]:
@@ -109,12 +117,6 @@ class PrunedCodec:
             with self.machine.autocast():
                 codes = network.codec.encode(network.chain.run(images[rows], stop=network.cut))
                 for n, width in widths.items():
-                    codec: Any = width.network.codec
-                    logits = width.network.on_server(codec.decode(codes[:, width.kept.to(codes.device)]))
+                    logits = network.on_server(width.codec.decode(codes[:, width.kept.to(codes.device)]))
                     found[n].append(logits.argmax(1).cpu())
         return {n: torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64) for n, parts in found.items()}
-
-
-def _spared(times: NetworkCosts, full: NetworkCosts, lean: NetworkCosts) -> float:
-    """ms of the encoder and decoder, as the share of their operations that is gone."""
-    return times.encoder * (1 - lean.encoder / full.encoder) + times.decoder * (1 - lean.decoder / full.decoder)

@@ -40,8 +40,8 @@ def traced(
     found = []
     for run, source in zip(runs, images, strict=True):
         run.network.to(machine.device)
+        val, test = (tracing.trace(run, split, source, machine, retrace) for split in SPLITS)
         costs = [] if chip is None else [network_energy(run.network, chip)]
-        costs += [sent_bytes(run.network), network_latency(run.network, setting)]
-        val, test = (tracing.trace(run, split, source, machine, retrace).priced(*costs) for split in SPLITS)
-        found.append(Traced(run, val, test))
+        costs += [sent_bytes(run.network), network_latency(run.network, setting, val.costs)]
+        found.append(Traced(run, val.priced(*costs), test.priced(*costs)))
     return found

@@ -166,6 +166,11 @@ def fitted(
 
 
 def checked_outside(outside: Any) -> str:
+    """What a bandwidth outside the intervals gets.
+
+    Raises:
+        ValueError: neither ``refuse`` nor ``nearest``.
+    """
     if outside not in ("refuse", "nearest"):
         raise ValueError(f"Expected adaptation.outside to be refuse or nearest, got {outside}.")
     return outside

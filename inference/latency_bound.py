@@ -72,18 +72,26 @@ def optima(seen: Seen, link: Link, bound_ms: float, bandwidths: Sequence[float])
     """
     found = []
     for bandwidth in bandwidths:
-        latency = seen.latency(link, bandwidth)
-        within = (latency <= bound_ms + SLACK).nonzero()[:, 0]
-        if not len(within):
+        best = within(seen, link, bound_ms, bandwidth)
+        if best is None:
             raise ValueError(
                 f"Expected a bound that some thresholds keep to, got {bound_ms:g} ms: at {bandwidth:g} Mbit/s the "
-                f"smallest average latency possible is {rounded_up(float(latency.min()))} ms; raise "
-                "co_inference.bound_ms."
+                f"smallest average latency possible is {rounded_up(float(seen.latency(link, bandwidth).min()))} ms; "
+                "raise co_inference.bound_ms."
             )
-        accuracy = seen.accuracy[within]
-        best = within[accuracy == accuracy.max()]
-        found.append(best[latency[best].argmin()])
-    return torch.stack(found)
+        found.append(best)
+    return torch.tensor(found)
+
+
+def within(seen: Seen, link: Link, bound_ms: float, bandwidth_mbps: float) -> int | None:
+    """The point of ``optima`` at one bandwidth; None where no point is within the bound."""
+    latency = seen.latency(link, bandwidth_mbps)
+    index = (latency <= bound_ms + SLACK).nonzero()[:, 0]
+    if not len(index):
+        return None
+    accuracy = seen.accuracy[index]
+    best = index[accuracy == accuracy.max()]
+    return int(best[latency[best].argmin()])
 
 
 def rounded_up(ms: float) -> str:

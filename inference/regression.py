@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from costs.latency import Link
-from inference.latency_bound import SLACK, Seen, fastest, optima
+from inference.latency_bound import SLACK, Seen, fastest, within
 
 # section V-C; the third interval is 1 to 100 in the paper's text and 10 to 100 in its points
 PUBLISHED = ((0.1, 0.3, 0.5, 0.7, 1.0), (1.0, 3.0, 5.0, 7.0, 10.0), (10.0, 30.0, 50.0, 70.0, 100.0))
@@ -98,7 +98,8 @@ def fit(
         mbps: Mbit/s, rising.
         margin: ms that the optimal thresholds keep below the bound; where none can, the fastest are taken.
     """
-    best = [_within(seen, link, bound_ms - margin, bandwidth) for bandwidth in mbps]
+    found = {bandwidth: within(seen, link, bound_ms - margin, bandwidth) for bandwidth in mbps}
+    best = [fastest(seen, link, bandwidth) if point is None else point for bandwidth, point in found.items()]
     given, wanted = torch.tensor(list(mbps), dtype=torch.float64), seen.values[best]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -118,11 +119,3 @@ def fit(
         points = replayed(regression(between).clamp(0, 1))
     worst = float(points.latency(link, between.tolist()).max()) - bound_ms
     return Interval(regression, margin, worst if worst > SLACK else 0.0)
-
-
-def _within(seen: Seen, link: Link, bound_ms: float, bandwidth: float) -> int:
-    """The best point within a bound, or where none is, the fastest."""
-    try:
-        return int(optima(seen, link, bound_ms, [bandwidth])[0])
-    except ValueError:
-        return fastest(seen, link, bandwidth)

@@ -18,8 +18,11 @@ log = logging.getLogger(__name__)
 SAME = ("backbone", "method.exits", "method.heads", "precision", "dataset")
 SAME_BASE = ("backbone", "precision", "dataset")  # of a method with gates, whose exits come last
 # the part of method, and of the network, that a mark of a phase is about
-PARTS = {"gives_gates": "gates", "gives_predictor": "predictor", "gives_codec": "codec"}
-ROOMS = {"gives_gates": "gating.", "gives_predictor": "predictor.", "gives_codec": "codec."}
+PARTS = {
+    "gives_gates": ("gates", "gating."),
+    "gives_predictor": ("predictor", "predictor."),
+    "gives_codec": ("codec", "codec."),
+}
 # a data set may be somewhere else, and be read or augmented otherwise; with another split of it thresholds would be
 # chosen on images that the network was trained on
 APART = ("weights", "root", "cache_dir", "num_workers", "batch_size", "eval_batch_size", "in_memory", "memory_limit",
@@ -46,7 +49,7 @@ def load_weights(cfg: DictConfig, network: EarlyExitNetwork, run_dir: RunDirecto
     weights = unpacked_state(network, read_weights(source))
     if earlier is not None:  # what a phase trains anew is not gone on with
         parts = ["chain."] if network.gating is not None else ["chain.", "heads."]
-        parts += [ROOMS[mark] for mark in given_by_run(cfg) & ROOMS.keys()]
+        parts += [PARTS[mark][1] for mark in given_by_run(cfg) & PARTS.keys()]
         weights = {name: value for name, value in weights.items() if name.startswith(tuple(parts))}
     fresh = start_from(network, weights, str(source))
     if fresh and (earlier is None or network.gating is None):
@@ -106,14 +109,14 @@ def given_by_run(cfg: DictConfig) -> set[str]:
     if earlier is None:
         return set()
     asked = {mark for node in cfg.method.phases.values() if node for mark in PARTS if node.get(mark)}
-    ours = {mark: part for mark in asked | {"gives_gates"} if (part := part_of(cfg, PARTS[mark])) is not None}
+    ours = {mark: part for mark in asked | {"gives_gates"} if (part := part_of(cfg, PARTS[mark][0])) is not None}
     if not ours:
         return {"gives_run"}
     folder = Path(str(earlier)).expanduser()
     if not (folder / "config.yaml").is_file():  # a run that goes on would train other phases
         raise ValueError(f"Expected method.from_run to be the directory of a finished run, got {earlier}.")
     stored = RunDirectory(folder).stored_config()
-    return {"gives_run"} | {mark for mark, part in ours.items() if part == part_of(stored, PARTS[mark])}
+    return {"gives_run"} | {mark for mark, part in ours.items() if part == part_of(stored, PARTS[mark][0])}
 
 
 def part_of(cfg: DictConfig, part: str) -> DictConfig | None:
